@@ -1,0 +1,99 @@
+"""`forethought ask`: one question, the model's reasoning, its answer and what they cost."""
+
+from __future__ import annotations
+
+import sys
+import time
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from forethought.cli.console import console, format_seconds, print_json, printable
+from forethought.errors import UserError
+
+if TYPE_CHECKING:
+    from forethought.types import Completion, Request
+
+
+def ask_command(
+    question: Annotated[str, typer.Argument(help="The question; - reads it from stdin.")],
+    model: Annotated[str, typer.Option(help="Model folder, hub id, bundled:NAME or a name.")],
+    max_tokens: Annotated[int, typer.Option(min=1, help="Longest completion, in tokens.")] = 256,
+    temperature: Annotated[float, typer.Option(min=0.0, help="0 is greedy.")] = 0.0,
+    seed: Annotated[int, typer.Option(min=0, help="Fixes every draw.")] = 0,
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")] = False,
+) -> None:
+    """Ask a model one question and show how it came to its answer."""
+    from forethought.types import Message, Request, SamplingParams
+
+    params = SamplingParams(max_tokens=max_tokens, temperature=temperature, seed=seed)
+    message = Message(role="user", content=read_question(question))
+    completion, seconds = _complete(model, Request(messages=(message,), params=params))
+    result = describe(completion, seconds)
+    if as_json:
+        print_json(result)
+    else:
+        _show(result)
+
+
+def read_question(question: str) -> str:
+    """The question given, or the one on stdin for "-". Raises UserError when it is empty."""
+    text = sys.stdin.read() if question == "-" else question
+    if not text.strip():
+        raise UserError("the question is empty: give one in quotes, or - to read it from stdin")
+    return text.strip()
+
+
+def describe(completion: Completion, seconds: float) -> dict[str, Any]:
+    """What `--json` prints. `answer` is None when the completion has no answer to be read."""
+    from forethought.grading.answers import extract_answer, split_think
+
+    reasoning, visible = split_think(completion.text)
+    usage = completion.usage
+    return {
+        "answer": extract_answer(completion.text).answer,
+        "text": completion.text,
+        "reasoning": reasoning.strip(),
+        "visible": visible.strip(),
+        "finish_reason": completion.finish_reason.value,
+        "usage": {
+            "prompt_tokens": usage.prompt_tokens,
+            "sampled_tokens": usage.sampled_tokens,
+            "total_tokens": usage.total_tokens,
+            "seconds": round(seconds, 4),
+        },
+    }
+
+
+def _complete(spec: str, request: Request) -> tuple[Completion, float]:
+    """The completion of `request` by the model `spec`, and the seconds of sampling alone."""
+    from forethought.models.resolve import resolve
+
+    resolve(spec)  # a wrong name fails before torch is imported
+    from forethought.models.load import load_model
+    from forethought.sampling.local import LocalEngine
+
+    loaded = load_model(spec)
+    engine = LocalEngine(loaded.model, loaded.tokenizer)
+    start = time.perf_counter()
+    completion = engine.generate([request])[0][0]
+    return completion, time.perf_counter() - start
+
+
+def _show(result: dict[str, Any]) -> None:
+    out = console()
+    if result["reasoning"]:
+        out.print(printable(result["reasoning"]), style="dim")
+        out.print()
+    if result["visible"]:
+        out.print(printable(result["visible"]))
+    if result["answer"] is not None:
+        out.print(f"answer: {printable(result['answer'])}", style="bold")
+    else:
+        out.print(f"no answer to be read (finish reason: {result['finish_reason']})", style="bold")
+    usage = result["usage"]
+    out.print(
+        f"{usage['prompt_tokens']} prompt + {usage['sampled_tokens']} sampled tokens, "
+        f"{format_seconds(usage['seconds'])}",
+        style="dim",
+    )

@@ -1,0 +1,95 @@
+"""`forethought train RECIPE.toml`: run one stage, or continue a run that was stopped."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from forethought.cli.console import Progress, format_seconds, note, print_json
+from forethought.errors import RecipeError, UserError
+
+# metric -> (label, format), in the order shown; a stage shows those it has
+_SHOWN = {
+    "loss/mean": ("loss", "{:.4f}"),
+    "reward/mean": ("reward", "{:.3f}"),
+    "rollout/signal_frac": ("signal", "{:.0%}"),
+    "rollout/length_mean": ("length", "{:.0f}"),
+    "rollout/tokens_per_second": ("tok/s", "{:,.0f}"),
+    "data/tokens_per_second": ("tok/s", "{:,.0f}"),
+    "eval/accuracy": ("held-out", "{:.1%}"),
+}
+
+
+def train_command(
+    recipe: Annotated[Path | None, typer.Argument(help="A recipe file (TOML).")] = None,
+    set_: Annotated[
+        list[str] | None, typer.Option("--set", help="key=value, overrides the recipe.")
+    ] = None,
+    resume: Annotated[
+        Path | None, typer.Option("--resume", help="Continue the run in this folder.")
+    ] = None,
+    json: Annotated[bool, typer.Option("--json", help="One JSON object at the end.")] = False,
+) -> None:
+    """Run a recipe: pretrain, sft or rl. Ctrl-C leaves a run that --resume continues."""
+    from forethought.cli.recipes import find_recipe
+    from forethought.config import load_recipe, parse_recipe
+    from forethought.run import Run
+    from forethought.training.stages import discard_unused, finished_steps, run_stage, start_run
+
+    began = time.perf_counter()
+    if (recipe is None) == (resume is None):
+        raise RecipeError("give a recipe file, or --resume with a run folder, but not both")
+    if resume is not None:
+        import tomllib
+
+        if set_:
+            raise RecipeError("--set cannot change a run that is resumed; start a new one")
+        run = Run.open(resume)
+        # the folder may have been moved since
+        parsed = parse_recipe(tomllib.loads(run.recipe_text) | {"run_dir": str(resume)})
+    else:
+        assert recipe is not None
+        is_ours = not recipe.exists() and str(recipe.parent) in (".", "recipes")
+        path = find_recipe(recipe.stem) if is_ours else recipe
+        parsed = load_recipe(path, set_ or [])
+        run = start_run(parsed, sys.argv)
+    with run:
+        first = finished_steps(parsed, run)
+        if first >= parsed.num_steps:
+            note(f"all {parsed.num_steps} steps of this run are done; nothing is left to train")
+        title = parsed.name or parsed.stage
+        with Progress(title, parsed.num_steps, first_step=first, quiet=json) as progress:
+            try:
+                totals = run_stage(
+                    parsed, run, lambda step, m: progress.update(step, shown_fields(m))
+                )
+            except KeyboardInterrupt:
+                note(f"stopped; continue with: forethought train --resume {run.folder}")
+                raise
+            except UserError:
+                if resume is None:
+                    discard_unused(run)
+                raise
+    last = (
+        Path(parsed.stages[parsed.order[-1]].run_dir) if parsed.stage == "pipeline" else run.folder
+    )
+    model = last / "model"
+    seconds = time.perf_counter() - began
+    if json:
+        print_json({"run": str(run.folder), "model": str(model), "seconds": seconds} | totals)
+    else:
+        print(f"trained in {format_seconds(seconds)}; the model is in {model}")
+
+
+def shown_fields(metrics: Mapping[str, float]) -> dict[str, str]:
+    """The metrics worth a glance while a run goes on."""
+    return {
+        label: form.format(metrics[name])
+        for name, (label, form) in _SHOWN.items()
+        if name in metrics
+    }

@@ -1,0 +1,339 @@
+"""The run folder: everything one training run leaves behind, readable while it runs.
+
+    run.json              what was started: stage, seed, command, versions, machine, recipe
+    recipe.toml           the resolved recipe, as a file that can be run again
+    metrics.jsonl         one line a step: {"step": 3, "reward/mean": 0.41, ...}
+    transcripts.jsonl     a few rollouts of some steps, as text
+    checkpoints/step_000012/  what the stage wrote, sealed by manifest.json
+
+Killed at any moment, the folder is one that `Run.open` accepts: checkpoints appear whole or not at
+all, and `truncate_metrics` takes back the lines written after the checkpoint it resumes from.
+One process writes a run at a time. Nothing here knows of models: a stage writes its own state.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import json
+import math
+import os
+import shutil
+import sys
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict
+from datetime import UTC, datetime
+from functools import partial
+from pathlib import Path
+from types import TracebackType
+from typing import IO, Any, Self
+
+from forethought.durable import (
+    TEMPORARY_PREFIX,
+    append_lines,
+    discard,
+    is_disk_full,
+    is_sealed,
+    keep_lines_until,
+    read_lines,
+    replace_folder,
+    seal,
+    write_atomic,
+)
+from forethought.errors import RecipeError, TrainingStopped
+from forethought.machine import describe_machine, source_commit, versions
+
+FORMAT = 1
+_LOCK = ".lock"
+
+
+class Run:
+    """One run folder, open for writing; use it as a context manager.
+
+    >>> with Run.create("runs/sums", stage="rl", recipe_text=text, seed=0, command=argv) as run:
+    ...     run.log(1, {"reward/mean": 0.25})
+    ...     run.save_checkpoint(1, lambda folder: save_state(folder))
+    """
+
+    def __init__(self, folder: Path, info: Mapping[str, Any], lock: IO[str], keep: int) -> None:
+        """Not for callers: `Run.create` and `Run.open` make one."""
+        self.folder = folder
+        self.info = info
+        self._lock = lock
+        self._keep = keep
+
+    @classmethod
+    def create(
+        cls,
+        folder: str | Path,
+        *,
+        stage: str,
+        recipe_text: str,
+        seed: int,
+        command: Sequence[str],
+        name: str = "",
+        keep: int = 2,
+    ) -> Self:
+        """Start a run in a new or empty folder, keeping the last `keep` checkpoints.
+
+        Raises RecipeError when the folder holds something or cannot be written; nothing is left.
+        """
+        path = Path(folder).expanduser()
+        made = None
+        try:
+            made = _first_missing(path)
+            path.mkdir(parents=True, exist_ok=True)
+            _refuse_used(path)
+            info = _new_info(stage, recipe_text, seed, command, name or path.resolve().name)
+            lock = _begin(path, info)
+        except OSError as error:
+            if made is not None:
+                shutil.rmtree(made, ignore_errors=True)
+            raise _unusable(path, error) from error
+        return cls(path, info, lock, keep)
+
+    @classmethod
+    def open(cls, folder: str | Path, *, keep: int = 2) -> Self:
+        """Open a run to continue it. Raises RecipeError when it is none, or is being written."""
+        path = Path(folder).expanduser()
+        try:
+            info = json.loads((path / "run.json").read_bytes())
+            if info["format"] != FORMAT:
+                raise RecipeError(
+                    f"run folder '{path}' has format {info['format']} and this version reads"
+                    f" {FORMAT}: start a new run"
+                )
+            lock = _lock(path)
+            _remove_leftovers(path)
+            if not (path / "recipe.toml").exists():  # killed while it was created
+                write_atomic(path / "recipe.toml", info["recipe"])
+        except FileNotFoundError as error:
+            raise RecipeError(
+                f"'{path}' is not a run folder (it has no run.json): give --resume the folder"
+                " of an earlier run"
+            ) from error
+        except OSError as error:
+            raise _unusable(path, error) from error
+        except (KeyError, TypeError, json.JSONDecodeError) as error:
+            raise RecipeError(f"'{path / 'run.json'}' is damaged: start a new run") from error
+        return cls(path, info, lock, keep)
+
+    @property
+    def recipe_text(self) -> str:
+        """The resolved recipe (TOML) the run was started with."""
+        return str(self.info["recipe"])
+
+    def log(self, step: int, metrics: Mapping[str, float | int | str | None]) -> None:
+        """Append the metrics of `step`; a value that is not finite is kept as null."""
+        row = {"step": step, **_finite(metrics)}
+        self._guard(f"metrics of step {step}", lambda: append_lines(self._metrics, [row]))
+
+    def metrics(self) -> list[dict[str, Any]]:
+        """Every metrics line so far, in the order written."""
+        return read_lines(self._metrics)
+
+    def transcript(self, step: int, rows: Iterable[Mapping[str, Any]]) -> None:
+        """Append readable rollouts of `step`, one mapping each."""
+        lines = [{"step": step, **_finite(row)} for row in rows]
+        self._guard(f"transcripts of step {step}", lambda: append_lines(self._transcripts, lines))
+
+    def truncate_metrics(self, after_step: int) -> None:
+        """Take back metrics, transcripts and checkpoints of steps after `after_step`.
+
+        Call it with the step of the checkpoint a run resumes from (0 when there is none): the
+        folder then goes on as if the run had never been interrupted.
+        """
+        for path in (self._metrics, self._transcripts):
+            self._guard(path.name, partial(keep_lines_until, path, after_step))
+        for step, folder in self._checkpoints():
+            if step > after_step:
+                self._guard(folder.name, partial(discard, folder))
+
+    def write_json(self, name: str, content: object) -> Path:
+        """Write `content` as the JSON file `name` in the run folder, atomically."""
+        path = self.folder / name
+        text = json.dumps(content, indent=1, allow_nan=False) + "\n"
+        self._guard(name, lambda: write_atomic(path, text))
+        return path
+
+    def save_checkpoint(self, step: int, write: Callable[[Path], None]) -> Path:
+        """Let `write` fill a folder, which becomes the checkpoint of `step` at once or not at all.
+
+        Older checkpoints beyond the number to keep are removed after that. Raises TrainingStopped
+        when the disk is full or cannot be written; what `write` itself raises passes through.
+        """
+        parent = self.folder / "checkpoints"
+        temporary = parent / f"{TEMPORARY_PREFIX}step_{step:06d}"
+        target = parent / f"step_{step:06d}"
+
+        def save() -> None:
+            shutil.rmtree(temporary, ignore_errors=True)
+            temporary.mkdir(parents=True)
+            write(temporary)
+            seal(temporary)
+            replace_folder(temporary, target)
+            for _, old in self._checkpoints()[: -self._keep]:
+                discard(old)
+
+        try:
+            self._guard(f"checkpoint of step {step}", save)
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
+        return target
+
+    def latest_checkpoint(self) -> tuple[int, Path] | None:
+        """The last checkpoint whose files are all there and undamaged, or None."""
+        for step, path in reversed(self._checkpoints()):
+            if is_sealed(path):
+                return step, path
+        return None
+
+    def close(self) -> None:
+        """Let another process write the run."""
+        self._lock.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    @property
+    def _metrics(self) -> Path:
+        return self.folder / "metrics.jsonl"
+
+    @property
+    def _transcripts(self) -> Path:
+        return self.folder / "transcripts.jsonl"
+
+    def _checkpoints(self) -> list[tuple[int, Path]]:
+        paths = (self.folder / "checkpoints").glob("step_*")
+        return sorted((int(path.name[5:]), path) for path in paths if path.name[5:].isdigit())
+
+    def _guard(self, what: str, write: Callable[[], None]) -> None:
+        """Turn a disk that cannot be written into TrainingStopped."""
+        try:
+            write()
+        except Exception as error:  # libraries hide a full disk in errors of their own
+            full = is_disk_full(error, self.folder)
+            if not full and not isinstance(error, OSError):
+                raise
+            reason = "the disk is full" if full else _reason(error)
+            # The command line tells a disk's fault from a stage's by the cause.
+            cause = error if isinstance(error, OSError) else OSError(errno.ENOSPC, str(error))
+            raise TrainingStopped(
+                f"could not write the {what} to '{self.folder}' ({reason}): make room or restore"
+                f" access, then continue with --resume {self.folder}"
+            ) from cause
+
+
+def _new_info(
+    stage: str, recipe_text: str, seed: int, command: Sequence[str], name: str
+) -> dict[str, Any]:
+    return {
+        "format": FORMAT,
+        "name": name,
+        "stage": stage,
+        "seed": seed,
+        "command": list(command),
+        "created": datetime.now(UTC).isoformat(timespec="seconds"),
+        "versions": versions(),
+        "machine": asdict(describe_machine()),
+        "commit": source_commit(),
+        "recipe": recipe_text,
+    }
+
+
+def _finite(value: Any) -> Any:
+    """`value` with every float that is not finite as None, since JSON has no name for it."""
+    if isinstance(value, Mapping):
+        return {name: _finite(item) for name, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _refuse_used(path: Path) -> None:
+    """A folder is free when it holds nothing but what an interrupted `create` left."""
+    if (path / "run.json").exists():
+        raise RecipeError(
+            f"run_dir '{path}' already holds a run: continue it with --resume {path}"
+            " or give run_dir another folder"
+        )
+    names = {entry.name for entry in path.iterdir()}
+    if any(name != _LOCK and not name.startswith(TEMPORARY_PREFIX) for name in names):
+        raise RecipeError(
+            f"run_dir '{path}' is not empty and holds no run: give run_dir a new folder"
+        )
+
+
+def _begin(path: Path, info: Mapping[str, Any]) -> IO[str]:
+    """Write the first files of a run into a free folder, or leave it free. Returns the lock."""
+    lock = _lock(path)
+    try:
+        write_atomic(path / "run.json", json.dumps(info, indent=1) + "\n")
+        write_atomic(path / "recipe.toml", info["recipe"])
+    except OSError:
+        lock.close()
+        for name in (_LOCK, "run.json", "recipe.toml"):
+            (path / name).unlink(missing_ok=True)
+        raise
+    return lock
+
+
+def _lock(path: Path) -> IO[str]:
+    """Hold the run against other processes.
+
+    A record lock: it dies with this process and forked workers do not inherit it, so that a killed
+    run can be resumed while its orphans are still ending.
+    """
+    file = (path / _LOCK).open("a+", encoding="utf-8")
+    if sys.platform == "win32":
+        return file
+    import fcntl
+
+    try:
+        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        file.seek(0)
+        owner = file.read().strip() or "unknown"
+        file.close()
+        raise RecipeError(
+            f"run folder '{path}' is being written by process {owner}: wait for it or stop it"
+        ) from error
+    with contextlib.suppress(OSError):  # the number is a courtesy, a full disk shows itself later
+        os.truncate(file.fileno(), 0)
+        os.write(file.fileno(), str(os.getpid()).encode())
+    return file
+
+
+def _remove_leftovers(path: Path) -> None:
+    for folder in (path, path / "checkpoints"):
+        for entry in folder.glob(f"{TEMPORARY_PREFIX}*"):
+            if entry.is_dir():
+                shutil.rmtree(entry, ignore_errors=True)
+            else:
+                entry.unlink(missing_ok=True)
+
+
+def _first_missing(path: Path) -> Path | None:
+    """The outermost folder that mkdir will make for `path`; None when all exist."""
+    missing = [folder for folder in (path, *path.parents) if not folder.exists()]
+    return missing[-1] if missing else None
+
+
+def _reason(error: BaseException) -> str:
+    text = error.strerror if isinstance(error, OSError) else None
+    return (text or str(error) or type(error).__name__).lower()
+
+
+def _unusable(path: Path, error: OSError) -> RecipeError:
+    reason = "the disk is full" if is_disk_full(error, path) else _reason(error)
+    return RecipeError(
+        f"run_dir '{path}' cannot be written ({reason}): give a folder you may write to"
+    )

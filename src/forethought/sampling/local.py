@@ -1,0 +1,330 @@
+"""Continuous batching over any Hugging Face causal LM, in this process.
+
+Each distinct prompt is prefilled once and its keys and values are handed to all its siblings; a
+row leaves the batch the moment it ends and a waiting row takes its place; log-probabilities come
+from the sampling pass itself. Every draw of a row is fixed by (seed, sibling), whoever else is in
+the batch. What is left out: sliding windows shorter than the text, and models without attention.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from itertools import chain
+from typing import Any
+
+import torch
+from jinja2 import TemplateError
+from torch import Tensor
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from forethought.errors import EngineError
+from forethought.sampling.admission import Limits, admit
+from forethought.sampling.cache import (
+    Prefill,
+    SlotCache,
+    decode,
+    prefill,
+    require_supported,
+    row_bytes,
+    sliding_window,
+)
+from forethought.sampling.draw import draw_tokens, row_uniforms
+from forethought.sampling.stopping import StopChecker, text_before
+from forethought.types import (
+    Capabilities,
+    Completion,
+    FinishReason,
+    Request,
+    SamplingParams,
+    Usage,
+)
+
+Prompt = tuple[int, ...]
+Finished = Callable[[int, Completion], None]
+
+
+@dataclass(slots=True)
+class _Row:
+    """One completion in the making."""
+
+    request: int
+    sibling: int
+    prompt_ids: Prompt
+    before: str  # what stopping must know of the prompt's text
+    params: SamplingParams
+    max_tokens: int
+    shares_prefill: bool  # another row of the call pays for the prompt
+    uniforms: list[float] = field(default_factory=list)  # one a token, once it is live
+    token_ids: list[int] = field(default_factory=list)
+    logprobs: list[float] = field(default_factory=list)
+    started: float = 0.0  # on the clock of _Batch.share_seconds
+
+    @property
+    def length(self) -> int:
+        """Tokens that stand in the cache: the newest sampled one does not yet."""
+        return len(self.prompt_ids) + len(self.token_ids) - 1
+
+
+@dataclass(slots=True)
+class _Batch:
+    """The state of one call. Row `live[r]` has slot r of the cache."""
+
+    cache: SlotCache
+    waiting: deque[_Row]
+    live: list[_Row] = field(default_factory=list)
+    ready: dict[Prompt, Prefill] = field(default_factory=dict)
+    # Engine time, each moment split evenly among the rows then live: what one row that was live
+    # all along would have used. So the seconds of all completions add up to the call's.
+    share_seconds: float = 0.0
+
+    def spend(self, began: float) -> None:
+        self.share_seconds += (time.perf_counter() - began) / max(1, len(self.live))
+
+
+class LocalEngine:
+    """Samples from `model` in eval mode. `max_rows` rows decode at once, memory permitting.
+
+    An engine belongs to one model; its weights, dtype and device may change between calls. A
+    completion that would outgrow the model's context ends at its edge, by length. Raises
+    EngineError for a model it cannot sample from.
+    """
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        *,
+        max_rows: int = 512,
+        max_cache_bytes: int = 3 << 30,
+        max_prefill_tokens: int = 8192,
+    ) -> None:
+        self.model = model
+        model.eval()  # type: ignore[no-untyped-call]
+        self.tokenizer = tokenizer
+        self.policy_version = 0
+        require_supported(model)
+        self._max_rows = max_rows
+        self._max_cache_bytes = max_cache_bytes
+        self._max_prefill_tokens = max_prefill_tokens
+        self._cache: SlotCache | None = None
+        self._checker = StopChecker(tokenizer)
+        self._end_ids = _end_token_ids(model, tokenizer)
+        self._limits = _limits(model)
+
+    @property
+    def capabilities(self) -> Capabilities:
+        return Capabilities(prefix=True, logprobs=True, n=True, seed=True)
+
+    @torch.no_grad()
+    def update_weights(self, source: PreTrainedModel, policy_version: int) -> None:
+        """Copy the weights of `source` into this engine's model, in place, whatever the dtypes."""
+        pairs = zip(self.model.parameters(), source.parameters(), strict=True)
+        for mine, theirs in pairs:
+            mine.copy_(theirs)
+        self.policy_version = policy_version
+
+    def prompt_ids(self, request: Request) -> Prompt:
+        """The prompt's token ids: given, or from the chat template and the assistant's prefix.
+
+        The two are encoded apart, so that a prefix never changes the tokens before it. Raises
+        EngineError when the template refuses the messages.
+        """
+        if request.prompt_ids is not None:
+            return request.prompt_ids
+        messages: Any = [dict(message) for message in request.messages or ()]
+        try:
+            text = self.tokenizer.apply_chat_template(
+                messages,
+                tokenize=False,
+                add_generation_prompt=True,
+            )
+        except TemplateError as error:
+            raise EngineError(f"the model's chat template refuses the messages: {error}") from error
+        parts = self.tokenizer([text, request.prefix], add_special_tokens=False)["input_ids"]
+        return tuple(chain.from_iterable(parts))
+
+    @torch.inference_mode()
+    def generate(
+        self, requests: Sequence[Request], on_finish: Finished | None = None
+    ) -> list[list[Completion]]:
+        """`params.n` completions for each request. `on_finish(request_index, completion)` hears of
+        each completion as it ends, so that grading can overlap with sampling.
+
+        Raises EngineError, before anything is sampled, for a request that cannot be (see `admit`),
+        and later when the model's logits are not finite.
+        """
+        found: list[list[Completion | None]] = [[None] * r.params.n for r in requests]
+        for row, completion in self._run(self._waiting_rows(requests)):
+            found[row.request][row.sibling] = completion
+            if on_finish is not None:
+                on_finish(row.request, completion)
+        return [[c for c in siblings if c is not None] for siblings in found]
+
+    def _waiting_rows(self, requests: Sequence[Request]) -> deque[_Row]:
+        """Every row of the call. Rows of one prompt stand together, whichever request they are
+        of: its prefill is shared by all of them and then dropped."""
+        by_prompt: dict[Prompt, list[_Row]] = {}
+        for index, request in enumerate(requests):
+            prompt = self.prompt_ids(request)
+            max_tokens = admit(index, request, prompt, self._limits)
+            before = text_before(str(self.tokenizer.decode(list(prompt))), request.prefix)
+            rows = by_prompt.setdefault(prompt, [])
+            for sibling in range(request.params.n):
+                row = _Row(
+                    request=index,
+                    sibling=sibling,
+                    prompt_ids=prompt,
+                    before=before,
+                    params=request.params,
+                    max_tokens=max_tokens,
+                    shares_prefill=bool(rows),
+                )
+                rows.append(row)
+        return deque(chain.from_iterable(by_prompt.values()))
+
+    def _run(self, waiting: deque[_Row]) -> Iterator[tuple[_Row, Completion]]:
+        """Decode until nothing is live and nothing waits; yields rows as they end."""
+        if not waiting:
+            return
+        batch = _Batch(self._make_cache(waiting), waiting)
+        live = batch.live
+        while waiting or live:
+            if waiting and self._worth_refilling(batch):
+                joined = self._join(batch)
+                yield from self._retire(batch, joined)
+            if live:
+                began = time.perf_counter()
+                last_ids = [row.token_ids[-1] for row in live]
+                self._draw(
+                    decode(self.model, batch.cache, last_ids, [r.length for r in live]), live
+                )
+                batch.spend(began)
+                yield from self._retire(batch, range(len(live)))
+
+    def _make_cache(self, rows: Sequence[_Row]) -> SlotCache:
+        columns = max(len(row.prompt_ids) + row.max_tokens for row in rows)
+        affordable = self._max_cache_bytes // row_bytes(self.model, columns)
+        num_rows = max(1, min(self._max_rows, len(rows), affordable))
+        if self._cache is None or not self._cache.fits(self.model, num_rows, columns):
+            self._cache = SlotCache(self.model, num_rows, columns)
+        return self._cache
+
+    def _worth_refilling(self, batch: _Batch) -> bool:
+        """Refill in lots: a prefill of one prompt costs nearly as much as one of eight."""
+        free = batch.cache.max_rows - len(batch.live)
+        return not batch.live or free * 8 >= batch.cache.max_rows
+
+    def _join(self, batch: _Batch) -> range:
+        """Move waiting rows into free slots and draw their first token; returns their slots."""
+        began = time.perf_counter()
+        first = len(batch.live)
+        count = min(batch.cache.max_rows - first, len(batch.waiting))
+        coming = [batch.waiting.popleft() for _ in range(count)]
+        missing = {row.prompt_ids for row in coming} - batch.ready.keys()
+        self._prefill(sorted(missing, key=len), batch.ready)
+        for slot, row in enumerate(coming, start=first):
+            batch.cache.store(slot, batch.ready[row.prompt_ids].layers)
+            row.uniforms = row_uniforms(row.params.seed, row.sibling, row.max_tokens).tolist()
+            row.started = batch.share_seconds
+            batch.live.append(row)
+        self._draw(torch.stack([batch.ready[row.prompt_ids].logits for row in coming]), coming)
+        following = batch.waiting[0].prompt_ids if batch.waiting else None
+        for prompt in [p for p in batch.ready if p != following]:
+            del batch.ready[prompt]
+        batch.spend(began)
+        return range(first, first + count)
+
+    def _prefill(self, prompts: Sequence[Prompt], ready: dict[Prompt, Prefill]) -> None:
+        """Run each distinct prompt once, in right-padded batches of similar length."""
+        start = 0
+        while start < len(prompts):
+            end = start + 1
+            while end < len(prompts) and (
+                (end + 1 - start) * len(prompts[end]) <= self._max_prefill_tokens
+            ):
+                end += 1
+            lot = prompts[start:end]
+            ready.update(zip(lot, prefill(self.model, lot), strict=True))
+            start = end
+
+    def _draw(self, logits: Tensor, rows: Sequence[_Row]) -> None:
+        """Draw each row's next token from logits (n, V) and write it down."""
+        params = [row.params for row in rows]
+        drawn = draw_tokens(
+            logits.float(),
+            torch.tensor([p.temperature for p in params], device=logits.device),
+            torch.tensor([p.top_p for p in params], device=logits.device),
+            torch.tensor([row.uniforms[len(row.token_ids)] for row in rows], device=logits.device),
+        )
+        logprobs = drawn.logprobs.tolist()
+        if not all(map(math.isfinite, logprobs)):
+            self._cache = None  # what it holds would spoil later calls
+            raise EngineError(
+                "the model's logits are not finite: its weights are broken, or need a wider dtype"
+            )
+        triples = zip(rows, drawn.token_ids.tolist(), logprobs, strict=True)
+        for row, token_id, logprob in triples:
+            row.token_ids.append(token_id)
+            row.logprobs.append(logprob)
+
+    def _retire(self, batch: _Batch, slots: range) -> Iterator[tuple[_Row, Completion]]:
+        """Take the rows that ended out of the batch; the last live row fills each gap.
+
+        From the back, so that a row which moves has been looked at already.
+        """
+        for slot in reversed(slots):
+            row = batch.live[slot]
+            reason = self._finish_reason(row)
+            if reason is None:
+                continue
+            last = batch.live.pop()
+            if last is not row:
+                batch.cache.move(len(batch.live), slot, last.length)
+                batch.live[slot] = last
+            yield row, self._completion(row, reason, batch.share_seconds - row.started)
+
+    def _finish_reason(self, row: _Row) -> FinishReason | None:
+        if row.token_ids[-1] in self._end_ids:
+            return FinishReason.EOS
+        reason = self._checker.reason(row.token_ids, row.params, row.before)
+        if reason is None and len(row.token_ids) >= row.max_tokens:
+            return FinishReason.LENGTH
+        return reason
+
+    def _completion(self, row: _Row, reason: FinishReason, seconds: float) -> Completion:
+        return Completion(
+            prompt_ids=row.prompt_ids,
+            token_ids=tuple(row.token_ids),
+            logprobs=tuple(row.logprobs),
+            text=str(self.tokenizer.decode(row.token_ids, skip_special_tokens=True)),
+            finish_reason=reason,
+            usage=Usage(
+                prompt_tokens=len(row.prompt_ids),
+                cached_tokens=len(row.prompt_ids) if row.shares_prefill else 0,
+                sampled_tokens=len(row.token_ids),
+                num_calls=0 if row.sibling else 1,
+                seconds=seconds,
+            ),
+            policy_version=self.policy_version,
+        )
+
+
+def _limits(model: PreTrainedModel) -> Limits:
+    config = model.config.get_text_config()
+    embeddings: Any = model.get_input_embeddings()
+    return Limits(
+        num_ids=int(embeddings.weight.shape[0]),
+        context=getattr(config, "max_position_embeddings", None),
+        window=sliding_window(model),
+    )
+
+
+def _end_token_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:
+    """Every id that ends a completion, from the tokenizer and the generation config."""
+    configured = model.generation_config.eos_token_id if model.generation_config else None
+    ids = configured if isinstance(configured, list) else [configured]
+    return frozenset(i for i in [*ids, tokenizer.eos_token_id] if i is not None)

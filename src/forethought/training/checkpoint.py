@@ -1,0 +1,58 @@
+"""What a stage needs to go on as if it had never stopped: weights, optimizer state, counters.
+
+There are no random states to keep: every draw is a pure function of (seed, step). What was measured
+at the start is kept: a resumed run must compute in the number formats it began with.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file, save_file
+from transformers import PreTrainedModel
+
+from forethought.models.hardware import Purpose, pick_dtype
+from forethought.run import Run
+from forethought.training.update import Optimizers
+
+_WEIGHTS, _OPTIMIZER, _COUNTERS = "weights.safetensors", "optimizer.pt", "counters.json"
+
+
+def save_state(
+    folder: Path,
+    model: PreTrainedModel,
+    optimizers: Optimizers,
+    counters: Mapping[str, float],
+) -> None:
+    """Write fp32 weights, optimizer state and counters into `folder`."""
+    # named_parameters names tied weights once, as safetensors wants it
+    weights = {name: p.detach().contiguous() for name, p in model.named_parameters()}
+    save_file(weights, folder / _WEIGHTS)
+    torch.save([o.state_dict() for o in optimizers], folder / _OPTIMIZER)
+    (folder / _COUNTERS).write_text(json.dumps(dict(counters)))
+
+
+@torch.no_grad()
+def load_state(folder: Path, model: PreTrainedModel, optimizers: Optimizers) -> dict[str, float]:
+    """Restore what `save_state` wrote, in place; returns the counters."""
+    weights = load_file(folder / _WEIGHTS, device=str(model.device))
+    for name, parameter in model.named_parameters():
+        parameter.copy_(weights[name])
+    states = torch.load(folder / _OPTIMIZER, weights_only=True, map_location=model.device)
+    for optimizer, state in zip(optimizers, states, strict=True):
+        optimizer.load_state_dict(state)
+    counters: dict[str, float] = json.loads((folder / _COUNTERS).read_text())
+    return counters
+
+
+def settled_dtypes(run: Run, name: str, device: str) -> dict[Purpose, torch.dtype]:
+    """The number formats of a run, by purpose: what its first start picked for `name`."""
+    path = run.folder / "dtypes.json"
+    if not path.exists():
+        purposes: tuple[Purpose, ...] = ("sampling", "training")
+        run.write_json(path.name, {p: pick_dtype(name, p, device) for p in purposes})
+    picked: dict[Purpose, str] = json.loads(path.read_text(encoding="utf-8"))
+    return {purpose: getattr(torch, dtype) for purpose, dtype in picked.items()}

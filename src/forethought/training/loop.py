@@ -1,0 +1,80 @@
+"""What every stage does around its steps: resume, log, checkpoint, stop when asked."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+
+import torch
+from transformers import PreTrainedModel
+
+from forethought.errors import TrainingStopped
+from forethought.run import Run
+from forethought.sampling.draw import stable_seed
+from forethought.training.checkpoint import load_state, save_state
+from forethought.training.interrupt import stop_flag
+from forethought.training.update import Optimizers
+
+Metrics = dict[str, float]
+StepFunction = Callable[[int], Metrics]
+OnStep = Callable[[int, Mapping[str, float]], None]
+
+_MAX_SKIPPED = 5  # updates in a row with a non-finite gradient
+
+
+def run_steps(
+    run: Run,
+    model: PreTrainedModel,
+    optimizers: Optimizers,
+    step_function: StepFunction,
+    *,
+    num_steps: int,
+    checkpoint_every: int,
+    on_step: OnStep | None = None,
+    on_resume: Callable[[int], None] | None = None,
+) -> Metrics:
+    """Call `step_function(step)` for steps 1..num_steps, going on from the last checkpoint.
+
+    `on_resume(step)` is called once, with the weights in place, before the first step. The step
+    function's metrics named "total/..." add up over the run and survive a resume.
+    Returns these totals. Raises TrainingStopped after 5 skipped updates in a row and
+    KeyboardInterrupt when the user asked to stop, with a checkpoint to resume from.
+    """
+    start, totals = resume_state(run, model, optimizers)
+    if on_resume is not None:
+        on_resume(start)
+    skipped = 0
+    with stop_flag() as stop:
+        for step in range(start + 1, num_steps + 1):
+            began = time.perf_counter()
+            torch.manual_seed(stable_seed("step", run.info["seed"], step))  # of dropout
+            metrics = step_function(step)
+            for name in [n for n in metrics if n.startswith("total/")]:
+                totals[name] = metrics[name] = totals.get(name, 0.0) + metrics[name]
+            metrics["time/step_seconds"] = time.perf_counter() - began
+            run.log(step, metrics)
+            if on_step is not None:
+                on_step(step, metrics)
+            skipped = skipped + 1 if metrics.get("optim/skipped") else 0
+            if step % checkpoint_every == 0 or step == num_steps or stop:
+                run.save_checkpoint(step, lambda f: save_state(f, model, optimizers, totals))
+            if skipped >= _MAX_SKIPPED:
+                raise TrainingStopped(
+                    f"the gradient was not finite in {skipped} updates in a row up to step {step}; "
+                    "start a new run with a lower optimizer.learning_rate"
+                )
+            if stop and step < num_steps:
+                raise KeyboardInterrupt
+    return totals
+
+
+def resume_state(run: Run, model: PreTrainedModel, optimizers: Optimizers) -> tuple[int, Metrics]:
+    """(last step, totals) of the newest good checkpoint, loaded into place; (0, {}) without one."""
+    found = run.latest_checkpoint()
+    if found is None:
+        run.truncate_metrics(-1)  # the measurement before the first step is made again
+        return 0, {}
+    step, folder = found
+    totals = load_state(folder, model, optimizers)
+    run.truncate_metrics(step)
+    return step, totals

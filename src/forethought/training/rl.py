@@ -1,0 +1,260 @@
+"""Reinforcement learning with a verifiable reward, one optimizer step a batch of rollouts.
+
+Every step samples all its rollouts ahead in one engine call (preemptive sampling, DASH arXiv
+2505.17218), drops those without advantage before any forward pass, and makes one update, so the
+policy that samples is the policy that learns: plain policy gradient, no ratio and no clipping.
+"""
+
+from __future__ import annotations
+
+import copy
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from forethought.config import RlRecipe
+from forethought.errors import RecipeError, RewardError
+from forethought.evaluation.evaluate import evaluate
+from forethought.grading.rewards import RewardPart, dry_run_reward, load_reward
+from forethought.models.heads import token_logprobs
+from forethought.models.load import LoadedModel, load_model
+from forethought.models.precision import compute_in
+from forethought.models.save import save_model
+from forethought.run import Run
+from forethought.sampling.local import LocalEngine
+from forethought.tasks.base import load_task
+from forethought.training.batch import Batch, Row, pack_batches
+from forethought.training.checkpoint import settled_dtypes
+from forethought.training.filters import filter_rollouts
+from forethought.training.loop import Metrics, OnStep, run_steps
+from forethought.training.losses import kl_penalty, policy_gradient_loss, token_weights
+from forethought.training.rl_metrics import describe_rollouts, evaluation_metrics, transcript_rows
+from forethought.training.rollouts import (
+    assign_advantages,
+    draw_examples,
+    grade_rollouts,
+    sample_rollouts,
+)
+from forethought.training.update import Optimizers, apply_update, build_optimizers
+from forethought.types import Rollout, Task
+
+_PROMPTS_MEASURED = 32  # of the training task, to see whether completions fit
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Learner:
+    """What the steps of a run share. `policy` holds fp32 master weights, `engine` samples."""
+
+    recipe: RlRecipe
+    task: Task
+    eval_task: Task | None
+    parts: tuple[RewardPart, ...]
+    policy: PreTrainedModel
+    reference: PreTrainedModel | None
+    tokenizer: PreTrainedTokenizerBase
+    engine: LocalEngine
+    optimizers: Optimizers
+    dtype: torch.dtype
+
+
+def run_rl(recipe: RlRecipe, run: Run, on_step: OnStep | None = None) -> Metrics:
+    """Train the recipe's model on its task and save `model/` in the run folder.
+
+    Raises UserError before any model loads when the task or a reward function is wrong.
+    """
+    learner = build_learner(recipe, run)
+
+    def step_function(step: int) -> Metrics:
+        return train_step(learner, run, step)
+
+    totals = run_steps(
+        run,
+        learner.policy,
+        learner.optimizers,
+        step_function,
+        num_steps=recipe.num_steps,
+        checkpoint_every=recipe.checkpoint_every,
+        on_step=on_step,
+        on_resume=lambda step: start_or_resume(learner, run, step),
+    )
+    save_model(learner.policy, learner.tokenizer, run.folder / "model")
+    return totals
+
+
+def check_rl(recipe: RlRecipe) -> tuple[Task, Task, tuple[RewardPart, ...]]:
+    """Training task, held-out task and rewards, tried out. Raises UserError; loads no model."""
+    task = load_task(recipe.task, split="train", seed=recipe.seed)
+    held_out = load_task(recipe.eval_task or recipe.task, split="test")
+    parts = tuple(load_reward(name, weight=w) for name, w in recipe.reward.parts.items())
+    names = [part.name for part in parts]
+    if repeated := [name for name in names if names.count(name) > 1]:
+        raise RewardError(f"two rewards are named {repeated[0]}; rename one of the functions")
+    for part in parts:
+        dry_run_reward(part, [task[0], task[min(1, len(task) - 1)]])
+    return task, held_out, parts
+
+
+def build_learner(recipe: RlRecipe, run: Run) -> Learner:
+    """Check task and rewards, then load the policy, the sampler's copy of it, and the reference."""
+    task, held_out, parts = check_rl(recipe)
+    loaded = load_model(recipe.model, dtype="float32")
+    policy: Any = loaded.model  # transformers' own annotations are in the way
+    _check_context(loaded, task, recipe.max_tokens)
+    dtypes = settled_dtypes(run, recipe.dtype, str(policy.device))
+    sampler = copy.deepcopy(policy).to(dtypes["sampling"])
+    return Learner(
+        recipe=recipe,
+        task=task,
+        eval_task=held_out if recipe.eval_problems else None,
+        parts=parts,
+        policy=policy.eval(),  # no dropout: the policy that learns is the one that samples
+        reference=copy.deepcopy(policy).eval() if recipe.kl_coefficient else None,
+        tokenizer=loaded.tokenizer,
+        engine=LocalEngine(sampler, loaded.tokenizer, max_rows=recipe.max_rows),
+        optimizers=build_optimizers(policy, recipe.optimizer),
+        dtype=dtypes["training"],
+    )
+
+
+def _check_context(loaded: LoadedModel, task: Task, max_tokens: int) -> None:
+    """Raise RecipeError when prompt and completion do not fit into the model's positions."""
+    context = getattr(loaded.model.config.get_text_config(), "max_position_embeddings", None)
+    first = [[dict(m) for m in task[i].messages] for i in range(min(len(task), _PROMPTS_MEASURED))]
+    tokenizer: Any = loaded.tokenizer
+    texts = tokenizer.apply_chat_template(first, tokenize=False, add_generation_prompt=True)
+    encoded = tokenizer(texts, add_special_tokens=False)["input_ids"]
+    longest = max(map(len, encoded))
+    if context is not None and longest + max_tokens > context:
+        raise RecipeError(
+            f"max_tokens={max_tokens} and prompts of {longest} tokens exceed the model's context "
+            f"of {context}; lower max_tokens to at most {max(1, context - longest)}"
+        )
+
+
+def start_or_resume(learner: Learner, run: Run, step: int) -> None:
+    """Give the sampler the weights to start from; measure them when the run is new."""
+    learner.engine.update_weights(learner.policy, step)
+    if step == 0 and learner.eval_task is not None:
+        run.log(0, measure(learner))
+
+
+def train_step(learner: Learner, run: Run, step: int) -> Metrics:
+    """One optimizer step, as the list in docs/architecture.md."""
+    recipe, clock = learner.recipe, _Clock()
+    examples = draw_examples(learner.task, recipe.seed, step, recipe.prompts_per_step)
+    groups = sample_rollouts(learner.engine, examples, recipe, step)
+    clock.lap("sample")
+    groups = grade_rollouts(groups, learner.task, learner.parts)
+    groups = assign_advantages(groups, recipe.estimator)
+    clock.lap("grade")
+    rollouts = [rollout for group in groups for rollout in group.rollouts]
+    kept = filter_rollouts(
+        rollouts, min_advantage=recipe.min_advantage, mask_truncated=recipe.mask_truncated
+    )
+    metrics = backward(learner, rollouts, kept)
+    update = apply_update(
+        learner.policy, learner.optimizers, recipe.optimizer, step - 1, recipe.num_steps
+    )
+    clock.lap("update")
+    learner.engine.update_weights(learner.policy, step)
+    clock.lap("publish")
+    metrics |= describe_rollouts(groups, len(kept), clock.laps["time/sample_seconds"])
+    metrics |= {
+        "optim/grad_norm": update.grad_norm,
+        "optim/learning_rate": update.learning_rate,
+        "optim/skipped": float(update.skipped),
+    }
+    if learner.eval_task is not None and (
+        step % recipe.eval_every == 0 or step == recipe.num_steps
+    ):
+        metrics |= measure(learner)
+        clock.lap("eval")
+    run.transcript(step, transcript_rows(groups[: recipe.transcripts_per_step]))
+    return metrics | clock.laps
+
+
+def backward(learner: Learner, rollouts: Sequence[Rollout], kept: Sequence[int]) -> Metrics:
+    """Accumulate the gradient of the kept rollouts; the loss is normalised over all of them."""
+    recipe = learner.recipe
+    weights = token_weights(recipe.estimator, rollouts, recipe.max_tokens)
+    rows = [_row(rollouts[i], weights[i]) for i in kept]
+    device, pad_id = str(learner.policy.device), learner.tokenizer.pad_token_id
+    loss, gap, kl, num_learned = 0.0, 0.0, 0.0, 0
+    for batch in pack_batches(
+        rows, max_batch_tokens=recipe.max_batch_tokens, pad_id=pad_id, device=device
+    ):
+        with compute_in(device, learner.dtype):
+            logprobs = token_logprobs(
+                learner.policy, batch.input_ids, batch.positions, batch.targets, recipe.temperature
+            )
+        batch_loss = policy_gradient_loss(logprobs, batch.advantages, batch.weights)
+        if learner.reference is not None:
+            penalty = _kl_to_reference(learner, batch, logprobs)
+            batch_loss = batch_loss + recipe.kl_coefficient * penalty
+            kl += penalty.item()
+        batch_loss.backward()  # type: ignore[no-untyped-call]
+        loss += batch_loss.item()
+        gap += (logprobs.detach() - batch.sampler_logprobs).abs().sum().item()
+        num_learned += len(batch.targets)
+    metrics = {
+        "loss/policy": loss,
+        "policy/sampler_gap": gap / max(1, num_learned),
+        "total/learned_tokens": float(num_learned),
+    }
+    return metrics | ({"policy/kl": kl} if learner.reference is not None else {})
+
+
+def _row(rollout: Rollout, weight: float) -> Row:
+    assert rollout.advantage is not None, "advantages are assigned before the update"
+    return Row(
+        token_ids=rollout.token_ids,
+        weights=[weight if sampled else 0.0 for sampled in rollout.sampled_mask],
+        advantage=rollout.advantage,
+        sampler_logprobs=rollout.logprobs,
+    )
+
+
+def _kl_to_reference(learner: Learner, batch: Batch, logprobs: torch.Tensor) -> torch.Tensor:
+    assert learner.reference is not None
+    with torch.no_grad(), compute_in(str(learner.policy.device), learner.dtype):
+        reference_logprobs = token_logprobs(
+            learner.reference,
+            batch.input_ids,
+            batch.positions,
+            batch.targets,
+            learner.recipe.temperature,
+        )
+    return kl_penalty(logprobs, reference_logprobs, batch.weights)
+
+
+def measure(learner: Learner) -> Metrics:
+    """Held-out accuracy and completion length at temperature 1, with 95% intervals."""
+    assert learner.eval_task is not None
+    recipe = learner.recipe
+    found = evaluate(
+        learner.engine,
+        learner.eval_task,
+        num_samples=recipe.eval_samples,
+        temperature=1.0,
+        max_tokens=recipe.max_tokens,
+        limit=recipe.eval_problems,
+        stop_at_boxed=recipe.stop_at_boxed,
+    )
+    return evaluation_metrics(found)
+
+
+class _Clock:
+    """Seconds between laps, by name."""
+
+    def __init__(self) -> None:
+        self._last = time.perf_counter()
+        self.laps: dict[str, float] = {}
+
+    def lap(self, name: str) -> None:
+        now = time.perf_counter()
+        self.laps[f"time/{name}_seconds"] = now - self._last
+        self._last = now

@@ -1,0 +1,78 @@
+"""What a step of RL says about itself; docs/metrics.md defines every name."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from statistics import fmean, pstdev
+
+from forethought.evaluation.evaluate import Evaluation
+from forethought.tasks.traces import THINK_OPEN
+from forethought.training.filters import has_signal
+from forethought.types import GradeStatus, RolloutGroup
+
+
+def describe_rollouts(
+    groups: Sequence[RolloutGroup], num_kept: int, sample_seconds: float
+) -> dict[str, float]:
+    """Reward, signal, length, status and speed of one step's rollouts."""
+    rollouts = [rollout for group in groups for rollout in group.rollouts]
+    count = len(rollouts)
+    rewards = [r.reward for r in rollouts if r.reward is not None]
+    lengths = [r.num_sampled for r in rollouts]
+    metrics = {
+        "reward/mean": fmean(rewards) if rewards else float("nan"),
+        "reward/std": pstdev(rewards) if rewards else float("nan"),
+        "rollout/signal_frac": fmean(has_signal(g) for g in groups),
+        "rollout/kept_frac": num_kept / count,
+        "rollout/ungraded_frac": 1 - len(rewards) / count,
+        "rollout/length_mean": fmean(lengths),
+        "rollout/length_max": float(max(lengths)),
+        "rollout/truncated_frac": fmean(r.finish_reason.is_truncated for r in rollouts),
+        "rollout/think_frac": fmean(r.text.lstrip().startswith(THINK_OPEN) for r in rollouts),
+        "rollout/tokens_per_second": sum(lengths) / sample_seconds,
+        "policy/entropy": -sum(sum(r.logprobs) for r in rollouts) / sum(lengths),
+        "total/rollouts": float(count),
+        "total/sampled_tokens": float(sum(lengths)),
+    }
+    names = dict.fromkeys(name for r in rollouts for name in r.reward_parts)
+    for name in names:
+        values = [v for r in rollouts if (v := r.reward_parts.get(name)) is not None]
+        metrics[f"reward/{name}"] = fmean(values) if values else float("nan")
+    statuses = Counter(r.grade.status for r in rollouts if r.grade is not None)
+    for status in GradeStatus:
+        metrics[f"rollout/status_{status}_frac"] = statuses[status] / count
+    return metrics
+
+
+def evaluation_metrics(found: Evaluation) -> dict[str, float]:
+    """An evaluation on the way, as metrics."""
+    length = found.tokens
+    return {
+        "eval/accuracy": found.accuracy,
+        "eval/accuracy_low": found.low,
+        "eval/accuracy_high": found.high,
+        "eval/length_mean": length.mean,
+        "eval/length_low": length.low,
+        "eval/length_high": length.high,
+        "eval/truncated_frac": found.truncated_frac,
+    }
+
+
+def transcript_rows(groups: Iterable[RolloutGroup]) -> list[dict[str, object]]:
+    """The first two siblings of each group, readable."""
+    return [
+        {
+            "example_id": group.example.id,
+            "question": group.example.messages[-1]["content"],
+            "answer": group.example.answer,
+            "completion": rollout.text,
+            "reward": rollout.reward,
+            "advantage": rollout.advantage,
+            "status": rollout.grade.status if rollout.grade else None,
+            "finish_reason": rollout.finish_reason,
+            "num_tokens": rollout.num_sampled,
+        }
+        for group in groups
+        for rollout in group.rollouts[:2]
+    ]

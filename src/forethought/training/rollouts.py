@@ -1,0 +1,107 @@
+"""From examples to graded rollouts: one engine call for the whole optimizer step."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+from forethought.config import RlRecipe
+from forethought.grading.rewards import RewardPart, score_rollouts
+from forethought.sampling.draw import stable_seed
+from forethought.training.advantages import ESTIMATORS
+from forethought.training.text import shuffled_index
+from forethought.types import (
+    Completion,
+    Engine,
+    Example,
+    Request,
+    Rollout,
+    RolloutGroup,
+    SamplingParams,
+    Task,
+)
+
+
+def draw_examples(task: Task, seed: int, step: int, count: int) -> list[Example]:
+    """The `count` examples of a step: an epoch-wise shuffled walk, pure in (seed, step)."""
+    first = (step - 1) * count
+    return [task[shuffled_index(len(task), seed, first + i)] for i in range(count)]
+
+
+def sample_rollouts(
+    engine: Engine, examples: Sequence[Example], recipe: RlRecipe, step: int
+) -> list[RolloutGroup]:
+    """`group_size` rollouts for each example, all in one engine call (preemptive sampling)."""
+    requests = [
+        Request(
+            messages=example.messages,
+            params=SamplingParams(
+                max_tokens=recipe.max_tokens,
+                temperature=recipe.temperature,
+                n=recipe.group_size,
+                # the place in the step counts too: a small task may deal an example twice
+                seed=stable_seed("rollout", recipe.seed, step, place, example.id),
+                stop_at_boxed=recipe.stop_at_boxed,
+            ),
+        )
+        for place, example in enumerate(examples)
+    ]
+    sampled = engine.generate(requests)
+    return [
+        RolloutGroup(
+            example=example,
+            rollouts=tuple(_rollout(example, completion) for completion in siblings),
+        )
+        for example, siblings in zip(examples, sampled, strict=True)
+    ]
+
+
+def _rollout(example: Example, completion: Completion) -> Rollout:
+    prompt = len(completion.prompt_ids)
+    return Rollout(
+        example_id=example.id,
+        token_ids=completion.prompt_ids + completion.token_ids,
+        sampled_mask=(False,) * prompt + (True,) * len(completion.token_ids),
+        logprobs=(0.0,) * prompt + completion.logprobs,
+        text=completion.text,
+        finish_reason=completion.finish_reason,
+        policy_version=completion.policy_version,
+    )
+
+
+def grade_rollouts(
+    groups: Sequence[RolloutGroup], task: Task, parts: Sequence[RewardPart]
+) -> list[RolloutGroup]:
+    """Every rollout with its grade, its reward and the parts that the reward is made of."""
+    pairs = [(group.example, rollout) for group in groups for rollout in group.rollouts]
+    grades = [task.grade(example, rollout.text) for example, rollout in pairs]
+    results = score_rollouts(
+        parts,
+        [example for example, _ in pairs],
+        [rollout.text for _, rollout in pairs],
+        grades,
+        completion_ids=[
+            [t for t, sampled in zip(r.token_ids, r.sampled_mask, strict=True) if sampled]
+            for _, r in pairs
+        ],
+    )
+    graded = iter(
+        replace(rollout, grade=grade, reward=result.reward, reward_parts=result.parts)
+        for (_, rollout), grade, result in zip(pairs, grades, results, strict=True)
+    )
+    return [replace(g, rollouts=tuple(next(graded) for _ in g.rollouts)) for g in groups]
+
+
+def assign_advantages(groups: Sequence[RolloutGroup], estimator: str) -> list[RolloutGroup]:
+    """Every rollout with its advantage, by the named estimator."""
+    rewards = [[rollout.reward for rollout in group.rollouts] for group in groups]
+    return [
+        replace(
+            group,
+            rollouts=tuple(
+                replace(rollout, advantage=advantage)
+                for rollout, advantage in zip(group.rollouts, advantages, strict=True)
+            ),
+        )
+        for group, advantages in zip(groups, ESTIMATORS[estimator](rewards), strict=True)
+    ]

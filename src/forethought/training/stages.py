@@ -1,0 +1,105 @@
+"""A recipe in, a finished run folder out: which function runs which stage."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+
+from forethought.config import (
+    AnyRecipe,
+    PipelineRecipe,
+    PretrainRecipe,
+    RlRecipe,
+    SftRecipe,
+    dump_recipe,
+)
+from forethought.run import Run
+from forethought.training.loop import Metrics, OnStep
+
+
+def start_run(recipe: AnyRecipe, command: Sequence[str]) -> Run:
+    """A new run folder at the recipe's `run_dir`. Raises RecipeError when it cannot be used."""
+    return Run.create(
+        Path(recipe.run_dir),
+        stage=recipe.stage,
+        recipe_text=dump_recipe(recipe),
+        seed=recipe.seed,
+        command=command,
+        name=recipe.name,
+    )
+
+
+def run_stage(recipe: AnyRecipe, run: Run, on_step: OnStep | None = None) -> Metrics:
+    """Run or resume the recipe's stage in its folder; returns the totals of the run."""
+    match recipe:
+        case PretrainRecipe():
+            from forethought.training.pretrain import run_pretrain
+
+            return run_pretrain(recipe, run, on_step)
+        case SftRecipe():
+            from forethought.training.sft import run_sft
+
+            return run_sft(recipe, run, on_step)
+        case RlRecipe():
+            from forethought.training.rl import run_rl
+
+            return run_rl(recipe, run, on_step)
+        case PipelineRecipe():
+            return _run_pipeline(recipe, run, on_step)
+
+
+def finished_steps(recipe: AnyRecipe, run: Run) -> int:
+    """Steps of the run that need not be made again."""
+    if isinstance(recipe, PipelineRecipe):
+        return sum(s.num_steps for s in recipe.stages.values() if _saved_model(s).exists())
+    found = run.latest_checkpoint()
+    return found[0] if found else 0
+
+
+def discard_unused(run: Run) -> None:
+    """Remove the folder of a new run that a user's mistake ended before its first measurement."""
+    if not any(run.folder.rglob("metrics.jsonl")):
+        shutil.rmtree(run.folder, ignore_errors=True)
+
+
+def _run_pipeline(recipe: PipelineRecipe, run: Run, on_step: OnStep | None) -> Metrics:
+    """Each stage in a run folder of its own below the pipeline's; finished ones are skipped."""
+    for stage in recipe.stages.values():
+        _check(stage)
+    totals: Metrics = {}
+    done = 0
+    for name in recipe.order:
+        stage = recipe.stages[name]
+        if not _saved_model(stage).exists():
+            folder = Path(stage.run_dir)
+            is_started = (folder / "run.json").exists()
+            opened = Run.open(folder) if is_started else start_run(stage, run.info["command"])
+            with opened as inner:
+                found = run_stage(stage, inner, _shifted(on_step, done))
+            totals |= {f"{name}/{key}": value for key, value in found.items()}
+        done += stage.num_steps
+    return totals
+
+
+def _check(stage: SftRecipe | RlRecipe) -> None:
+    """Find a mistake in a later stage before an earlier one spends an hour. Raises UserError."""
+    if isinstance(stage, SftRecipe):
+        from forethought.training.sft import check_sft
+
+        check_sft(stage)
+    else:
+        from forethought.training.rl import check_rl
+
+        check_rl(stage)
+
+
+def _saved_model(stage: SftRecipe | RlRecipe) -> Path:
+    return Path(stage.run_dir) / "model"
+
+
+def _shifted(on_step: OnStep | None, before: int) -> OnStep | None:
+    """`on_step`, told steps of the whole pipeline."""
+    if on_step is None:
+        return None
+    return lambda step, metrics: on_step(before + step, metrics)

@@ -1,0 +1,40 @@
+"""What every test gets: no network, no files of the user's, one order-independent start."""
+
+from __future__ import annotations
+
+import os
+import socket
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import settings
+
+# Set before any library reads them; commands that tests start inherit them.
+os.environ.update(HF_HUB_OFFLINE="1", TOKENIZERS_PARALLELISM="false", NO_COLOR="1")
+
+# A busy machine is no failure: examples have no deadline of their own.
+settings.register_profile("forethought", deadline=None)
+settings.load_profile("forethought")
+
+
+@pytest.fixture(autouse=True)
+def no_network(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let a test connect to this machine only."""
+    connect = socket.socket.connect
+
+    def connect_here(self: socket.socket, address: Any) -> None:
+        is_here = self.family == socket.AF_UNIX or address[0] in ("127.0.0.1", "::1", "localhost")
+        if not is_here:
+            raise AssertionError(f"a test tried to reach {address}")
+        connect(self, address)
+
+    monkeypatch.setattr(socket.socket, "connect", connect_here)
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Give every test an empty cache of models, never the user's."""
+    folder = tmp_path_factory.mktemp("cache")
+    monkeypatch.setenv("FORETHOUGHT_CACHE", str(folder))
+    return folder

@@ -1,0 +1,276 @@
+"""The documents name what the source has: every key, its default, every metric, every field."""
+
+from __future__ import annotations
+
+import json
+import re
+import tomllib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from random import Random
+from typing import Any
+
+import pytest
+from pydantic import BaseModel
+from pydantic.fields import FieldInfo
+
+from forethought import config
+from forethought.config import STAGES, parse_recipe
+from forethought.evaluation.evaluate import Evaluation, ProblemResult
+from forethought.grading.rewards import dry_run_reward, load_reward
+from forethought.run import Run
+from forethought.tasks.base import FAMILIES
+from forethought.tasks.gym import NUMBER_FAMILIES, TEXT_FAMILIES
+from forethought.tasks.problems import Arithmetic, Family
+from forethought.training import advantages
+from forethought.training.advantages import ESTIMATORS
+from forethought.types import FinishReason, GradeStatus, SamplingParams, Usage
+from tiny_models import make_folder
+
+DOCS = Path(__file__).resolve().parent.parent / "docs"
+SHARED = set.intersection(*(set(stage.model_fields) for stage in STAGES.values()))
+TABLES = {
+    "Optimizer": "[optimizer]",
+    "Architecture": "[architecture]",
+    "Mixture": "[mixture]",
+    "Quality": "[mixture.quality]",
+    "Reward": "[reward]",
+}
+METRIC = re.compile(r"[a-z]+/[a-z_0-9]+")
+
+
+def read(name: str) -> str:
+    return (DOCS / name).read_text(encoding="utf-8")
+
+
+def section(text: str, heading: str) -> str:
+    """What stands under the second-level heading that is, or begins with, `heading`."""
+    parts = re.split(r"^## ", text, flags=re.MULTILINE)[1:]
+    found = [part for part in parts if part.splitlines()[0].startswith(heading)]
+    assert len(found) == 1, f"{len(found)} sections begin with {heading!r}"
+    return found[0]
+
+
+def rows(text: str) -> Iterator[list[str]]:
+    """The cells of every table row whose first cell is code."""
+    for line in text.splitlines():
+        if line.startswith("| `"):
+            yield [cell.strip().strip("`") for cell in line.strip("|").split(" | ")]
+
+
+def recipe_sections() -> list[tuple[str, dict[str, FieldInfo]]]:
+    """(heading, the fields that it must describe)."""
+    rl = STAGES["rl"].model_fields
+    found = [("Every stage", {name: rl[name] for name in SHARED})]
+    for stage, recipe in STAGES.items():
+        own = {name: f for name, f in recipe.model_fields.items() if name not in SHARED}
+        found.append((f'stage = "{stage}"', own))
+    pipeline = {n: f for n, f in config.PipelineRecipe.model_fields.items() if n != "stages"}
+    found.append(('stage = "pipeline"', pipeline | {"model": rl["model"]}))
+    found += [(head, getattr(config, name).model_fields) for name, head in TABLES.items()]
+    return found
+
+
+@pytest.mark.parametrize(
+    ("heading", "fields"), [pytest.param(*pair, id=pair[0]) for pair in recipe_sections()]
+)
+def test_every_recipe_key_is_described_with_its_default(
+    heading: str, fields: dict[str, FieldInfo]
+) -> None:
+    described = {cells[0]: cells[2] for cells in rows(section(read("recipes.md"), heading))}
+    assert described.keys() == fields.keys()
+    for name, field in fields.items():
+        assert_default(f"{heading} {name}", described[name], field)
+
+
+def assert_default(place: str, text: str, field: FieldInfo) -> None:
+    if field.is_required() or isinstance(field.default, BaseModel):
+        expected = "required" if field.is_required() else "its own defaults"
+        assert text == expected, place
+    elif field.default is None:
+        assert text == "none", place
+    else:
+        assert tomllib.loads(f"value = {text}")["value"] == field.default, place
+
+
+def test_every_table_of_a_recipe_has_a_section() -> None:
+    nested = {
+        value.__name__
+        for value in vars(config).values()
+        if isinstance(value, type)
+        and issubclass(value, BaseModel)
+        and not value.__name__.startswith("_")
+        and value not in (BaseModel, config.PipelineRecipe, *STAGES.values())
+    }
+    assert nested == TABLES.keys()
+
+
+@dataclass(frozen=True, slots=True)
+class Logged:
+    """What a tiny run left: names of metrics, and keys of the files and rows beside them."""
+
+    metrics: set[str]
+    info: set[str]
+    transcript: set[str]
+
+
+@pytest.fixture(scope="module")
+def logged(tmp_path_factory: pytest.TempPathFactory) -> Logged:
+    """One step of RL with everything turned on, and one supervised step."""
+    from forethought.training.stages import run_stage, start_run
+
+    folder = tmp_path_factory.mktemp("docs")
+    data = folder / "data.jsonl"
+    data.write_text(json.dumps({"prompt": "1 + 1", "completion": "2"}) + "\n", encoding="utf-8")
+    shared: dict[str, Any] = {
+        "model": str(make_folder(folder / "tiny")),
+        "num_steps": 1,
+        "dtype": "float32",
+        "optimizer": {"learning_rate": 1e-3},
+    }
+    rl = shared | {"stage": "rl", "task": "sum", "prompts_per_step": 2, "group_size": 2}
+    rl |= {"max_tokens": 3, "kl_coefficient": 0.1, "eval_problems": 2, "eval_samples": 1}
+    sft = shared | {"stage": "sft", "data": str(data), "traces_per_step": 1}
+    names: set[str] = set()
+    for recipe in (sft, rl):
+        parsed = parse_recipe(recipe | {"run_dir": str(folder / recipe["stage"])})
+        with start_run(parsed, ["forethought"]) as run:
+            run_stage(parsed, run)
+            names |= {name for row in run.metrics() for name in row}
+            info = set(run.info)
+    transcript = (folder / "rl" / "transcripts.jsonl").read_text(encoding="utf-8").splitlines()
+    return Logged(names - {"step"}, info, set(json.loads(transcript[0])))
+
+
+def test_the_metrics_described_are_the_metrics_logged(logged: Logged) -> None:
+    described = {cells[0] for cells in rows(read("metrics.md")) if METRIC.fullmatch(cells[0])}
+    assert described == logged.metrics
+
+
+def test_every_field_of_a_run_is_described(logged: Logged) -> None:
+    text = read("metrics.md")
+    assert {cells[0] for cells in rows(section(text, "run.json"))} == logged.info
+    assert {cells[0] for cells in rows(section(text, "transcripts.jsonl"))} == logged.transcript
+
+
+def test_every_field_of_an_evaluation_is_described() -> None:
+    result = ProblemResult(
+        example_id="1",
+        question="1 + 1",
+        answer="2",
+        scores=(1.0,),
+        statuses=(GradeStatus.CORRECT,),
+        extracted=("2",),
+        votes=("right: 2",),
+        texts=("\\boxed{2}",),
+        num_tokens=(3,),
+        finish_reasons=(FinishReason.EOS,),
+    )
+    found = Evaluation(
+        task="sum",
+        num_samples=1,
+        params=SamplingParams(),
+        results=(result,),
+        usage=Usage(),
+        seconds=1.0,
+    )
+    text = read("metrics.md")
+    described = {cells[0] for cells in rows(section(text, "eval --json"))}
+    assert described == found.summary().keys() | {"model", "split", "against", "difference"}
+    assert {cells[0] for cells in rows(section(text, "results.jsonl"))} == {
+        *ProblemResult.__dataclass_fields__
+    }
+
+
+def test_every_estimator_is_described() -> None:
+    described = {cells[0] for cells in rows(section(read("algorithms.md"), "Estimators"))}
+    assert described == ESTIMATORS.keys()
+
+
+def test_every_file_that_is_named_exists() -> None:
+    root = DOCS.parent
+    for document in DOCS.glob("*.md"):
+        text = document.read_text(encoding="utf-8")
+        for name in re.findall(r"`((?:tests|bench)/\w[\w.-]*\.\w+)`", text):
+            assert (root / name).exists(), f"{document.name} names {name}"
+        for name in re.findall(
+            r"`((?:training|grading|tasks|sampling|models|evaluation)/\w+\.py)`", text
+        ):
+            known = ("tasks/geometry.py", "sampling/engine.py")  # an example; the first design
+            assert name in known or (root / "src" / "forethought" / name).exists(), name
+        for name in re.findall(r"\]\((?!http)([^)#]+)", text):
+            assert (DOCS / name).exists(), f"{document.name} links to {name}"
+
+
+def example(document: str, place: str) -> str:
+    """The Python code block whose first line is the comment `# place`."""
+    blocks = re.findall(r"```python\n(.*?)```", read(document), re.DOTALL)
+    (code,) = [block for block in blocks if block.startswith(f"# {place}\n")]
+    assert len(code.splitlines()) < 60
+    return code
+
+
+def run_example(code: str, **names: Any) -> dict[str, Any]:
+    exec(code, names)
+    return names
+
+
+def test_the_example_of_a_family_works() -> None:
+    names = run_example(example("architecture.md", "tasks/geometry.py"))
+    family: Family = names["PERIMETER"]
+    for difficulty in range(1, family.max_difficulty + 1):
+        content = family.draw_in_split(Random(1), difficulty, test=True)
+        question, plain = family.ask(content, Random(2), False)
+        assert question == plain
+        assert family.ask(content, Random(2), True)[0].endswith(plain)
+        assert family.work(content, Arithmetic()).answer == str(2 * sum(content))
+
+
+def test_the_example_of_a_reward_works(tmp_path: Path) -> None:
+    file = tmp_path / "rewards.py"
+    file.write_text(example("tasks.md", "rewards.py"), encoding="utf-8")
+    part = load_reward(f"{file}:short")
+    dry_run_reward(part)
+    assert part.name == "short"
+
+
+def test_the_example_of_an_estimator_works() -> None:
+    code = example("architecture.md", "training/advantages.py")
+    sign = run_example(code, **vars(advantages))["sign"]
+    assert sign([[1.0, 0.0, None], [1.0, 1.0]]) == [[1.0, -1.0, 0.0], [0.0, 0.0]]
+
+
+def test_the_example_of_a_pipeline_is_a_recipe() -> None:
+    blocks = re.findall(r"```toml\n(stage = .*?)```", read("recipes.md"), re.DOTALL)
+    assert [parse_recipe(tomllib.loads(block)).stage for block in blocks] == ["pipeline"]
+
+
+def test_every_family_is_described_with_its_dial() -> None:
+    described = {
+        name: (int(dial[-1]), int(default))
+        for name, _, dial, default in rows(section(read("tasks.md"), "Families"))
+        if name in FAMILIES
+    }
+    assert described == {
+        name: (family.max_difficulty, family.default_difficulty)
+        for name, family in FAMILIES.items()
+    }
+
+
+def test_every_gym_family_is_named() -> None:
+    named = set(re.findall(r"`(\w+)`", section(read("tasks.md"), "reasoning-gym")))
+    assert named >= NUMBER_FAMILIES | TEXT_FAMILIES
+
+
+def test_run_folder_of_the_documents_is_the_one_written(tmp_path: Path) -> None:
+    text = section(read("architecture.md"), "The run folder")
+    with Run.create(
+        tmp_path / "run", stage="rl", recipe_text="", seed=0, command=["forethought"]
+    ) as run:
+        run.log(1, {"loss/mean": 1.0})
+        run.transcript(1, [{"text": "x"}])
+        run.save_checkpoint(1, lambda folder: None)
+        names = {path.name for path in run.folder.rglob("*")}
+    for name in names - {".lock"}:
+        assert re.sub(r"\d{6}", "000012", name) in text

@@ -1,0 +1,121 @@
+"""reasoning-gym families: who is allowed, splits that cannot overlap, and grading without eval."""
+
+from __future__ import annotations
+
+import re
+from importlib.util import find_spec
+
+import pytest
+
+from forethought.errors import TaskError
+from forethought.tasks.gym import NUMBER_FAMILIES, TEXT_FAMILIES, GymTask, gym_task
+from forethought.types import Example, GradeStatus
+
+needs_gym = pytest.mark.skipif(
+    find_spec("reasoning_gym") is None, reason="reasoning-gym is not installed"
+)
+
+
+def problem(gold: str) -> Example:
+    return Example(id="x", messages=({"role": "user", "content": "?"},), answer=gold)
+
+
+def score(gold: str, completion: str, *, is_text: bool) -> float | None:
+    task = GymTask(name="gym:x", examples=(), is_text=is_text)
+    return task.grade(problem(gold), completion).score
+
+
+@pytest.mark.parametrize("family", ["countdown", "n_queens", "string_insertion", "no_such_family"])
+def test_other_families_say_why_and_what_is_allowed(family: str) -> None:
+    with pytest.raises(TaskError, match=f"gym:{family} is not allowed yet.*chain_sum"):
+        gym_task(family, {})
+
+
+@pytest.mark.skipif(find_spec("reasoning_gym") is not None, reason="reasoning-gym is installed")
+def test_without_the_package_the_extra_is_named() -> None:
+    with pytest.raises(TaskError, match=r"pip install 'forethought\[gym\]'"):
+        gym_task("chain_sum", {})
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [({"split": "dev"}, "use train or test"), ({"size": 0}, "size=0"), ({"seed": -1}, "seed=-1")],
+)
+def test_wrong_arguments_are_named(arguments: dict[str, object], message: str) -> None:
+    with pytest.raises(TaskError, match=message):
+        gym_task("chain_sum", {}, **arguments)  # type: ignore[arg-type]
+
+
+def test_numbers_are_compared_by_value_and_must_be_numbers() -> None:
+    assert score("7.140", "\\boxed{7.14}", is_text=False) == 1.0
+    assert score("7.140", "\\boxed{7.1}", is_text=False) == 0.0
+    assert score("5", "\\boxed{5}", is_text=False) == 1.0
+    # The question restated: "Calculate 10 / 2."
+    assert score("5", "\\boxed{10/2}", is_text=False) == 0.0
+    assert score("5", "\\boxed{\\frac{10}{2}}", is_text=False) == 0.0
+
+
+def test_text_is_compared_letter_by_letter() -> None:
+    assert score("2e3", "\\boxed{2e3}", is_text=True) == 1.0
+    assert score("2e3", "\\boxed{2000}", is_text=True) == 0.0
+    assert score("0x5b993", "\\boxed{0x5B993}", is_text=True) == 1.0
+    assert score("Friday", "\\boxed{\\text{Friday}}", is_text=True) == 1.0
+    assert score("Friday", "\\boxed{Friday the 13th}", is_text=True) == 0.0
+    assert score("110", "\\boxed{0110}", is_text=True) == 0.0
+
+
+def test_no_answer_stays_no_answer() -> None:
+    task = GymTask(name="gym:x", examples=(), is_text=True)
+    assert task.grade(problem("Friday"), "").status is GradeStatus.NO_ANSWER
+
+
+@needs_gym
+@pytest.mark.parametrize("family", sorted(NUMBER_FAMILIES | TEXT_FAMILIES))
+def test_an_allowed_family_grades_its_gold_and_splits_without_overlap(family: str) -> None:
+    test, train = (gym_task(family, {}, split, size=25) for split in ("test", "train"))
+    for example in (*test.examples, *train.examples):
+        assert "\\boxed{}" in example.messages[0]["content"]
+        assert test.grade(example, f"\\boxed{{{example.answer}}}").score == 1.0
+        assert test.grade(example, "\\boxed{junk}").score == 0.0
+    asked = [{e.messages[0]["content"] for e in task.examples} for task in (test, train)]
+    assert [len(questions) for questions in asked] == [25, 25]
+    assert not asked[0] & asked[1]
+    assert gym_task(family, {}, "test", size=25) == test
+
+
+@needs_gym
+def test_settings_reach_the_family_and_wrong_ones_are_named() -> None:
+    task = gym_task("chain_sum", {"min_terms": "2", "max_terms": "2"}, size=5)
+    for example in task.examples:
+        asked = example.messages[0]["content"]
+        assert asked.count(" + ") + asked.count(" - ") == 1
+    with pytest.raises(TaskError, match="does not take colour=red"):
+        gym_task("chain_sum", {"colour": "red"})
+    with pytest.raises(TaskError, match="does not take min_terms=9"):
+        gym_task("chain_sum", {"min_terms": "9"})
+    assert gym_task("chain_sum", {"size": "7", "seed": "3"}) == gym_task(
+        "chain_sum", {}, size=7, seed=3
+    )
+
+
+def test_sizes_are_whole_numbers() -> None:
+    with pytest.raises(TaskError, match="size=some of gym:gcd must be a whole number"):
+        gym_task("gcd", {"size": "some"})
+
+
+@needs_gym
+def test_a_family_too_small_for_the_size_says_so() -> None:
+    narrow = {"min_terms": "2", "max_terms": "2", "min_digits": "1", "max_digits": "1"}
+    with pytest.raises(TaskError, match="distinct questions"):
+        gym_task("chain_sum", narrow, size=400)
+
+
+@needs_gym
+def test_a_product_with_its_factors_swapped_stays_in_its_split() -> None:
+    small = {"min_terms": "2", "max_terms": "2", "min_digits": "1", "max_digits": "2"}
+    test, train = (gym_task("products", small, split, size=100) for split in ("test", "train"))
+    factors = [
+        {tuple(sorted(re.findall("[0-9]+", e.messages[0]["content"]))) for e in task.examples}
+        for task in (test, train)
+    ]
+    assert not factors[0] & factors[1]
