@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 from transformers import PreTrainedModel
@@ -15,21 +16,34 @@ def token_logprobs(
     positions: Tensor,
     targets: Tensor,
     temperature: float = 1.0,
+    *,
+    position_ids: Tensor | None = None,
+    mask: Tensor | None = None,
 ) -> Tensor:
     """log pi(target) in nats at N flat positions of right-padded rows.
 
-    input_ids: (B, T); positions: (N,) indices into B * T; targets: (N,). Returns (N,) float32.
+    input_ids: (B, T); positions: (N,) indices into B * T; targets: (N,). position_ids (B, T) and
+    mask (B, 1, T, T), True where a query sees a key, are those of plain causal rows when left out.
+    Returns (N,) float32.
     """
-    logits = logits_at(model, input_ids, positions).float()
+    layout: dict[str, Tensor] = {}
+    if position_ids is not None:
+        layout["position_ids"] = position_ids
+    if mask is not None:
+        layout["attention_mask"] = attention_mask(model, mask)
+    hidden = model.base_model(input_ids=input_ids, use_cache=False, **layout).last_hidden_state
+    logits = project(model, hidden.flatten(0, 1)[positions]).float()  # (N, V)
     if temperature != 1.0:
         logits = logits / temperature
     return -F.cross_entropy(logits, targets, reduction="none")
 
 
-def logits_at(model: PreTrainedModel, input_ids: Tensor, positions: Tensor) -> Tensor:
-    """Logits (N, V) at N flat positions; the head never sees another position."""
-    hidden = model.base_model(input_ids=input_ids, use_cache=False).last_hidden_state  # (B, T, D)
-    return project(model, hidden.flatten(0, 1)[positions])
+def attention_mask(model: PreTrainedModel, mask: Tensor) -> Tensor:
+    """`mask` (B, 1, Q, K), True where a query sees a key, as the model's attention wants it."""
+    if model.config._attn_implementation != "eager":
+        return mask
+    lowest = torch.finfo(model.dtype).min  # eager attention adds its mask to the scores
+    return torch.zeros_like(mask, dtype=model.dtype).masked_fill(~mask, lowest)
 
 
 def project(model: PreTrainedModel, hidden: Tensor) -> Tensor:

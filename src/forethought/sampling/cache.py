@@ -17,7 +17,7 @@ from transformers import DynamicCache, PreTrainedModel
 from transformers.cache_utils import Cache, CacheLayerMixin
 
 from forethought.errors import EngineError
-from forethought.models.heads import project
+from forethought.models.heads import attention_mask, project
 
 _GROWTH = 64  # columns: capacity is rounded up so that similar calls reuse one allocation
 
@@ -150,10 +150,7 @@ def decode(
 ) -> Tensor:
     """Feed one token a live row, whose cache holds lengths[r] tokens: logits (n, V)."""
     positions = torch.tensor(lengths, device=model.device)
-    mask = cache.begin_step(positions)
-    if model.config._attn_implementation == "eager":  # it adds its mask to the scores
-        lowest = torch.finfo(model.dtype).min
-        mask = torch.zeros_like(mask, dtype=model.dtype).masked_fill(~mask, lowest)
+    mask = attention_mask(model, cache.begin_step(positions))
     hidden = model.base_model(
         input_ids=torch.tensor(token_ids, device=model.device)[:, None],
         attention_mask=mask,

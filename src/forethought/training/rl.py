@@ -27,7 +27,7 @@ from forethought.models.save import save_model
 from forethought.run import Run
 from forethought.sampling.local import LocalEngine
 from forethought.tasks.base import load_task
-from forethought.training.batch import Batch, Row, pack_batches
+from forethought.training.batch import Batch, pack_batches, pairs_per_token
 from forethought.training.checkpoint import settled_dtypes
 from forethought.training.filters import filter_rollouts
 from forethought.training.loop import Metrics, OnStep, run_steps
@@ -39,6 +39,7 @@ from forethought.training.rollouts import (
     grade_rollouts,
     sample_rollouts,
 )
+from forethought.training.strips import Row
 from forethought.training.update import Optimizers, apply_update, build_optimizers
 from forethought.types import Rollout, Task
 
@@ -59,6 +60,7 @@ class Learner:
     engine: LocalEngine
     optimizers: Optimizers
     dtype: torch.dtype
+    pairs_per_token: float = 0.0  # what siblings gain by sharing their prompt; 0 when they cannot
 
 
 def run_rl(recipe: RlRecipe, run: Run, on_step: OnStep | None = None) -> Metrics:
@@ -117,6 +119,7 @@ def build_learner(recipe: RlRecipe, run: Run) -> Learner:
         engine=LocalEngine(sampler, loaded.tokenizer, max_rows=recipe.max_rows),
         optimizers=build_optimizers(policy, recipe.optimizer),
         dtype=dtypes["training"],
+        pairs_per_token=pairs_per_token(policy),
     )
 
 
@@ -184,13 +187,15 @@ def backward(learner: Learner, rollouts: Sequence[Rollout], kept: Sequence[int])
     rows = [_row(rollouts[i], weights[i]) for i in kept]
     device, pad_id = str(learner.policy.device), learner.tokenizer.pad_token_id
     loss, gap, kl, num_learned = 0.0, 0.0, 0.0, 0
+    num_cells = 0
     for batch in pack_batches(
-        rows, max_batch_tokens=recipe.max_batch_tokens, pad_id=pad_id, device=device
+        rows,
+        max_batch_tokens=recipe.max_batch_tokens,
+        pad_id=pad_id,
+        device=device,
+        pairs_per_token=learner.pairs_per_token,
     ):
-        with compute_in(device, learner.dtype):
-            logprobs = token_logprobs(
-                learner.policy, batch.input_ids, batch.positions, batch.targets, recipe.temperature
-            )
+        logprobs = _logprobs(learner, learner.policy, batch)
         batch_loss = policy_gradient_loss(logprobs, batch.advantages, batch.weights)
         if learner.reference is not None:
             penalty = _kl_to_reference(learner, batch, logprobs)
@@ -200,10 +205,12 @@ def backward(learner: Learner, rollouts: Sequence[Rollout], kept: Sequence[int])
         loss += batch_loss.item()
         gap += (logprobs.detach() - batch.sampler_logprobs).abs().sum().item()
         num_learned += len(batch.targets)
+        num_cells += batch.input_ids.numel()
     metrics = {
         "loss/policy": loss,
         "policy/sampler_gap": gap / max(1, num_learned),
         "total/learned_tokens": float(num_learned),
+        "total/computed_tokens": float(num_cells),
     }
     return metrics | ({"policy/kl": kl} if learner.reference is not None else {})
 
@@ -215,19 +222,28 @@ def _row(rollout: Rollout, weight: float) -> Row:
         weights=[weight if sampled else 0.0 for sampled in rollout.sampled_mask],
         advantage=rollout.advantage,
         sampler_logprobs=rollout.logprobs,
+        num_prompt=rollout.sampled_mask.index(True),
     )
 
 
-def _kl_to_reference(learner: Learner, batch: Batch, logprobs: torch.Tensor) -> torch.Tensor:
-    assert learner.reference is not None
-    with torch.no_grad(), compute_in(str(learner.policy.device), learner.dtype):
-        reference_logprobs = token_logprobs(
-            learner.reference,
+def _logprobs(learner: Learner, model: PreTrainedModel, batch: Batch) -> torch.Tensor:
+    """log pi (N,) of the batch's targets under `model`, at the temperature of sampling."""
+    with compute_in(str(model.device), learner.dtype):
+        return token_logprobs(
+            model,
             batch.input_ids,
             batch.positions,
             batch.targets,
             learner.recipe.temperature,
+            position_ids=batch.position_ids,
+            mask=batch.mask,
         )
+
+
+def _kl_to_reference(learner: Learner, batch: Batch, logprobs: torch.Tensor) -> torch.Tensor:
+    assert learner.reference is not None
+    with torch.no_grad():
+        reference_logprobs = _logprobs(learner, learner.reference, batch)
     return kl_penalty(logprobs, reference_logprobs, batch.weights)
 
 

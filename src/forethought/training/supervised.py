@@ -13,8 +13,9 @@ from forethought.config import Optimizer
 from forethought.models.heads import token_logprobs
 from forethought.models.precision import compute_in
 from forethought.tasks.traces import Document
-from forethought.training.batch import Row, pack_batches
+from forethought.training.batch import pack_batches
 from forethought.training.loop import Metrics
+from forethought.training.strips import Row
 from forethought.training.update import Optimizers, apply_update
 
 

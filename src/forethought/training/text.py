@@ -14,7 +14,7 @@ from forethought.errors import RecipeError
 from forethought.tasks import traces
 from forethought.tasks.base import FAMILIES
 from forethought.tasks.traces import WRITERS, Document, TraceQuality, draw_document
-from forethought.training.batch import Row
+from forethought.training.strips import Row
 from forethought.training.supervised import encode_documents
 
 _LOT = 32  # documents encoded at once
