@@ -64,7 +64,7 @@ def main() -> None:
     for load in ("fixed", "ragged"):
         engine = LocalEngine(loaded.model, loaded.tokenizer)
         if load == "fixed":
-            engine.end_ids = frozenset()  # no token ends a row
+            engine._end_ids = frozenset()  # no token ends a row
         requests = [
             Request(
                 messages=task[i].messages,

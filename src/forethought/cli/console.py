@@ -35,7 +35,7 @@ def console(stream: TextIO | None = None) -> Console:
     """A rich console on `stream` (stdout by default) that reads no markup in what it prints."""
     from rich.console import Console
 
-    return Console(file=stream, markup=False, highlight=False, soft_wrap=True)
+    return Console(file=stream, markup=False, emoji=False, highlight=False, soft_wrap=True)
 
 
 def printable(text: str) -> str:
