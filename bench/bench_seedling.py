@@ -35,7 +35,7 @@ def main() -> None:
     for name, spec in TASKS.items():
         found = measure(
             engine,
-            load_task(spec, size=PROBLEMS),
+            load_task(spec),
             num_problems=PROBLEMS,
             max_tokens=100,
             stop_at_boxed=False,

@@ -1,11 +1,10 @@
 """SmolLM2-135M: cold start on worked traces, then RL; is RL better than the cold start alone?
 
-    forethought model get smollm2-135m
     python bench/bench_smollm2.py [--seeds 0 1] [--keep FOLDER]
 
 Both checkpoints answer the same 500 held-out problems, greedily and with two samples each at
 temperature 1. Writes docs/results/smollm2.json. Under an hour a seed on 2 cores; a run that stands
-finished in FOLDER is not trained again.
+in FOLDER goes on where it stopped.
 """
 
 from __future__ import annotations
@@ -43,11 +42,12 @@ def evaluate(model: str, against: str, num_samples: int) -> dict[str, Any]:
 def run_seed(seed: int, folder: Path) -> dict[str, Any]:
     run = folder / f"seed-{seed}"
     sft, rl = run / "1-sft", run / "2-rl"
-    if not (rl / "model").exists():
+    if (run / "run.json").exists():
+        forethought("train", "--resume", str(run))  # at once where it is finished
+    else:
         forethought(
-            "train", "recipes/smollm2-arithmetic.toml", "--set", f"seed={seed}",
-            "--set", f"run_dir={run}",
-        )  # fmt: skip
+            "train", "smollm2-arithmetic", "--set", f"seed={seed}", "--set", f"run_dir={run}"
+        )
     models = str(rl / "model"), str(sft / "model")
     return {
         "steps": {stage.name: read_steps(stage) for stage in (sft, rl)},
@@ -69,6 +69,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1])
     parser.add_argument("--keep", type=Path, help="keep the runs in this folder")
     arguments = parser.parse_args()
+    forethought("model", "get", "smollm2-135m")
     with tempfile.TemporaryDirectory() as temporary:
         folder = arguments.keep or Path(temporary)
         raw = {f"seed_{seed}": run_seed(seed, folder) for seed in arguments.seeds}

@@ -7,6 +7,7 @@ counts only when its manifest matches what it holds.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import hashlib
 import json
@@ -63,11 +64,15 @@ def append_lines(path: Path, rows: Iterable[object]) -> None:
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:
-    """The rows of a file of JSON lines, less a half-written last one; [] when there is no file."""
+    """The rows of a file of JSON lines, less those that are damaged, as a half-written last one
+    is; [] when there is no file."""
     if not path.exists():
         return []
-    complete, _, _ = path.read_bytes().rpartition(b"\n")
-    return [json.loads(line) for line in complete.split(b"\n") if line.strip()]
+    rows = []
+    for line in path.read_bytes().rpartition(b"\n")[0].split(b"\n"):
+        with contextlib.suppress(ValueError):
+            rows.append(json.loads(line))
+    return rows
 
 
 def keep_lines_until(path: Path, step: int) -> None:

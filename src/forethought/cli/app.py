@@ -23,6 +23,12 @@ EXIT_STOPPED = 1
 EXIT_USER_ERROR = 2
 EXIT_INTERRUPTED = 130
 
+# What the system says of a path or disk that the user can put right.
+_USERS_ERRNOS = (
+    errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS, errno.EIO,
+    errno.ENAMETOOLONG, errno.ENOTDIR, errno.EISDIR,
+)  # fmt: skip
+
 # How long torch's threads spin for their next piece of work before they sleep (about 50 us). By
 # default they spin without end, and a second busy process then slows training tenfold; sleeping at
 # once costs a third of the speed on an idle machine (docs/performance.md). Set before torch loads.
@@ -76,7 +82,7 @@ def main(arguments: Sequence[str]) -> int:
         is_disk = isinstance(error.__cause__, OSError)
         return _fail(str(error), EXIT_USER_ERROR if is_disk else EXIT_STOPPED)
     except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS):
+        if error.errno not in _USERS_ERRNOS:
             raise
         where = f" at '{error.filename}'" if error.filename else ""
         reason = os.strerror(error.errno).lower()
@@ -124,6 +130,8 @@ def _run_verb(name: str, arguments: list[str]) -> int:
 
     module, _, attribute = VERBS[name].target.partition(":")
     target = getattr(importlib.import_module(module), attribute)
+    if isinstance(target, typer.Typer) and not arguments:
+        arguments = ["--help"]  # a group of verbs alone: say which there are
     if not isinstance(target, typer.Typer):
         app = typer.Typer(add_completion=False, rich_markup_mode=None)
         app.command(name)(target)

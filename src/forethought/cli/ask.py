@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 import time
 from typing import TYPE_CHECKING, Annotated, Any
@@ -26,6 +27,8 @@ def ask_command(
     """Ask a model one question and show how it came to its answer."""
     from forethought.types import Message, Request, SamplingParams
 
+    if not math.isfinite(temperature):
+        raise UserError(f"--temperature {temperature} must be a finite number of at least 0")
     params = SamplingParams(max_tokens=max_tokens, temperature=temperature, seed=seed)
     message = Message(role="user", content=read_question(question))
     completion, seconds = _complete(model, Request(messages=(message,), params=params))

@@ -11,11 +11,11 @@ import typer
 
 from forethought.cli.console import console, print_json
 
-# Extra of the package -> the module it brings and what it is for.
+# Extra of the package -> the module it brings, the name to install it by, what it is for.
 EXTRAS = {
-    "gguf": ("gguf", "fetching models that ship as GGUF"),
-    "gym": ("reasoning_gym", "the task families of reasoning-gym"),
-    "parquet": ("pyarrow", "tasks in Parquet files"),
+    "gguf": ("gguf", "gguf", "fetching models that ship as GGUF"),
+    "gym": ("reasoning_gym", "reasoning-gym", "the task families of reasoning-gym"),
+    "parquet": ("pyarrow", "pyarrow", "tasks in Parquet files"),
 }
 SMALLEST_FREE_BYTES = 2 << 30
 
@@ -46,7 +46,7 @@ def examine() -> dict[str, Any]:
     facts["cache"] = _cache(cache_folder())
     facts["models"] = _models()
     facts["missing_extras"] = [
-        name for name, (module, _) in EXTRAS.items() if importlib.util.find_spec(module) is None
+        name for name, (module, *_) in EXTRAS.items() if importlib.util.find_spec(module) is None
     ]
     facts["warnings"] = _warnings(facts)
     return facts
@@ -138,8 +138,8 @@ def _rows(facts: dict[str, Any]) -> list[tuple[str, str]]:
     ]
     rows += [("model", _model_state(model)) for model in facts["models"]]
     rows += [
-        ("missing", f"{EXTRAS[name][1]}: pip install 'forethought[{name}]'")
-        for name in facts["missing_extras"]
+        ("missing", f"{purpose}: pip install {package}")
+        for _, package, purpose in map(EXTRAS.__getitem__, facts["missing_extras"])
     ]
     return rows
 

@@ -12,9 +12,10 @@ import typer
 
 from forethought.cli.console import Progress, format_seconds, note, print_json
 from forethought.cli.train import shown_fields
+from forethought.errors import EngineError, RecipeError, UserError
 
 if TYPE_CHECKING:
-    from forethought.config import RlRecipe
+    from forethought.config import AnyRecipe, RlRecipe
     from forethought.evaluation.before_after import Comparison, Measurement
     from forethought.run import Run
 
@@ -22,8 +23,10 @@ PROBLEMS = 200  # held-out problems measured before and after
 
 
 def quickstart_command(
-    seed: Annotated[int, typer.Option(help="Of problems, samples and order.")] = 0,
-    out: Annotated[Path, typer.Option(help="Where run folders go.")] = Path("runs"),
+    seed: Annotated[
+        int | None, typer.Option(min=0, help="Of problems, samples and order. [default: 0]")
+    ] = None,
+    out: Annotated[Path | None, typer.Option(help="Where run folders go. [default: runs]")] = None,
     set_: Annotated[
         list[str] | None, typer.Option("--set", help="key=value, overrides the recipe.")
     ] = None,
@@ -33,23 +36,26 @@ def quickstart_command(
     json: Annotated[bool, typer.Option("--json", help="One JSON object at the end.")] = False,
 ) -> None:
     """Train the bundled base model by reinforcement learning alone; about 4 minutes on 2 cores."""
-    from forethought.config import RlRecipe, parse_recipe
-    from forethought.run import Run
-    from forethought.training.stages import start_run
+    from forethought.training.stages import check_recipe, discard_unused, start_run
 
     began = time.perf_counter()
-    if resume is not None:
-        run = Run.open(resume)
-        recipe = parse_recipe(tomllib.loads(run.recipe_text))
-    else:
-        recipe = _new_recipe(seed, out, set_ or [])
+    if resume is None:
+        recipe = _require_rl(_new_recipe(seed or 0, out or Path("runs"), set_ or []))
+        check_recipe(recipe)
         run = start_run(recipe, sys.argv)
-    assert isinstance(recipe, RlRecipe), "the quickstart is one stage of RL"
+    elif seed is None and out is None and not set_:
+        recipe, run = _open(resume)
+    else:
+        raise RecipeError("--resume takes no --seed, --out or --set; start a new run for these")
     with run:
         try:
             comparison, seconds = _learn(recipe, run, quiet=json)
         except KeyboardInterrupt:
             note(f"stopped; continue with: forethought quickstart --resume {run.folder}")
+            raise
+        except (UserError, EngineError):
+            if resume is None:
+                discard_unused(run)
             raise
         total = time.perf_counter() - began
         parts = seconds | {"other": total - sum(seconds.values())}
@@ -70,7 +76,28 @@ def quickstart_command(
         _print_tables(comparison, total, run.folder, report)
 
 
-def _new_recipe(seed: int, out: Path, overrides: list[str]) -> Any:
+def _open(folder: Path) -> tuple[RlRecipe, Run]:
+    """The run to go on with; the folder may have been moved since it began."""
+    from forethought.config import parse_recipe
+    from forethought.run import Run
+
+    run = Run.open(folder)
+    data = tomllib.loads(run.recipe_text) | {"run_dir": str(folder)}
+    return _require_rl(parse_recipe(data)), run
+
+
+def _require_rl(recipe: AnyRecipe) -> RlRecipe:
+    from forethought.config import RlRecipe
+
+    if not isinstance(recipe, RlRecipe):
+        raise RecipeError(
+            f"stage={recipe.stage!r} is not what the quickstart runs, which is one stage of rl; "
+            "use forethought train"
+        )
+    return recipe
+
+
+def _new_recipe(seed: int, out: Path, overrides: list[str]) -> AnyRecipe:
     """The quickstart recipe with a run folder that is still free."""
     from forethought.cli.recipes import find_recipe
     from forethought.config import load_recipe

@@ -11,7 +11,7 @@ from typing import Annotated
 import typer
 
 from forethought.cli.console import Progress, format_seconds, note, print_json
-from forethought.errors import RecipeError, UserError
+from forethought.errors import EngineError, RecipeError, UserError
 
 # metric -> (label, format), in the order shown; a stage shows those it has
 _SHOWN = {
@@ -39,7 +39,13 @@ def train_command(
     from forethought.cli.recipes import find_recipe
     from forethought.config import load_recipe, parse_recipe
     from forethought.run import Run
-    from forethought.training.stages import discard_unused, finished_steps, run_stage, start_run
+    from forethought.training.stages import (
+        check_recipe,
+        discard_unused,
+        finished_steps,
+        run_stage,
+        start_run,
+    )
 
     began = time.perf_counter()
     if (recipe is None) == (resume is None):
@@ -57,6 +63,7 @@ def train_command(
         is_ours = not recipe.exists() and str(recipe.parent) in (".", "recipes")
         path = find_recipe(recipe.stem) if is_ours else recipe
         parsed = load_recipe(path, set_ or [])
+        check_recipe(parsed)
         run = start_run(parsed, sys.argv)
     with run:
         first = finished_steps(parsed, run)
@@ -71,7 +78,7 @@ def train_command(
             except KeyboardInterrupt:
                 note(f"stopped; continue with: forethought train --resume {run.folder}")
                 raise
-            except UserError:
+            except (UserError, EngineError):
                 if resume is None:
                     discard_unused(run)
                 raise

@@ -27,6 +27,7 @@ from forethought.evaluation.report_input import (
 )
 from forethought.evaluation.report_traces import clean, printable, split_thinking, traces_of
 from forethought.evaluation.units import DASH, Unit, write_difference, write_value
+from forethought.models.resolve import stage_folders
 
 MAX_RESULT_ROWS = 50
 MAX_RESULT_COLUMNS = 8
@@ -51,7 +52,8 @@ def build_report(run_dir: Path, *, out: Path | None = None) -> Path:
     appears whole or not at all. Raises UserError when `run_dir` is no such folder or the report
     cannot be written.
     """
-    run = read_run_folder(run_dir)
+    stages = stage_folders(run_dir)  # a pipeline is shown by its last stage
+    run = read_run_folder(stages[-1] if stages else run_dir)
     out = run_dir if out is None else out
     target = out / "report.html" if out.is_dir() else out
     _write_whole(target, render_report(run))

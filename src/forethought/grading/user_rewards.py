@@ -60,7 +60,7 @@ def adapt(function: UserFunction, spec: str) -> Callable[[RewardBatch], list[flo
             values = function(**{name: arguments[name] for name in accepted})
             if inspect.isawaitable(values):
                 values = _wait_for(values)
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             hint = _hint(error, batch)
             raise RewardError(
                 f"reward function {spec!r} raised {_describe(error)}; {hint}."

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 __all__ = [
     "LoadedModel",
     "answer_greedily",
+    "context_of",
     "load_model",
     "load_tokenizer",
     "pick_device",
@@ -83,6 +84,12 @@ def require_matching(model: Any, tokenizer: PreTrainedTokenizerBase, spec: str) 
             f"model {spec!r} has {rows} embeddings but its tokenizer has {tokens} tokens: "
             "give a folder whose tokenizer belongs to its weights."
         )
+
+
+def context_of(model: PreTrainedModel) -> int | None:
+    """The positions a model was made for, in tokens; None where its config sets no limit."""
+    context = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    return None if context is None else int(context)
 
 
 def pick_device() -> str:

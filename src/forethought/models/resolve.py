@@ -80,6 +80,8 @@ def folder_in(path: Path) -> Path:
         return path
     if (path / "model" / "config.json").is_file():
         return path / "model"
+    if stages := stage_folders(path):
+        return folder_in(stages[-1])
     checkpoints = path / "checkpoints"
     if not checkpoints.is_dir():
         return path
@@ -89,6 +91,12 @@ def folder_in(path: Path) -> Path:
             f"run folder {path} has no saved model yet: finish it with forethought train --resume."
         )
     return max((config.parent for config in configs), key=step_of)
+
+
+def stage_folders(path: Path) -> list[Path]:
+    """The run folders inside a pipeline's, in order (`1-sft`, `2-rl`); [] for any other folder."""
+    found = [p.parent for p in path.glob("*-*/run.json") if p.parent.name.split("-")[0].isdigit()]
+    return sorted(found, key=lambda folder: int(folder.name.split("-")[0]))
 
 
 def step_of(folder: Path) -> tuple[int, str]:

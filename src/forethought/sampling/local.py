@@ -22,6 +22,7 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from forethought.errors import EngineError
+from forethought.models.load import context_of
 from forethought.sampling.admission import Limits, admit
 from forethought.sampling.cache import (
     Prefill,
@@ -314,11 +315,10 @@ class LocalEngine:
 
 
 def _limits(model: PreTrainedModel) -> Limits:
-    config = model.config.get_text_config()
     embeddings: Any = model.get_input_embeddings()
     return Limits(
         num_ids=int(embeddings.weight.shape[0]),
-        context=getattr(config, "max_position_embeddings", None),
+        context=context_of(model),
         window=sliding_window(model),
     )
 

@@ -133,7 +133,7 @@ class MixedTask:
 
 
 def load_task(spec: str, *, split: str = "test", size: int | None = None, seed: int = 0) -> Task:
-    """The task that `spec` names. `size` counts problems of the whole task.
+    """The task that `spec` names, of at most `size` problems; test splits may have fewer.
 
     Raises TaskError for an unknown name or option, with the nearest known one.
     """
@@ -199,7 +199,7 @@ def _load_family(spec: str, split: str, size: int | None, seed: int) -> FamilyTa
         size=known["size"],
         seed=known["seed"],
         distract=bool(known["distract"]),
-        at_most=size is None and "size" not in options,
+        at_most="size" not in options,
     )
 
 

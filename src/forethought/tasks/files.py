@@ -144,9 +144,7 @@ def _parquet_rows(path: Path) -> Iterator[tuple[str, object]]:
     try:
         parquet: Any = importlib.import_module("pyarrow.parquet")
     except ModuleNotFoundError as error:
-        raise TaskError(
-            f"{path} needs pyarrow to be read: pip install 'forethought[parquet]'"
-        ) from error
+        raise TaskError(f"{path} needs pyarrow to be read: pip install pyarrow") from error
     if not path.is_file():
         raise TaskError(f"{path} is not a file: give the path of a Parquet file")
     try:

@@ -10,6 +10,7 @@ cipher), and the two splits draw from seeds far apart.
 
 from __future__ import annotations
 
+import difflib
 import importlib
 import re
 from collections.abc import Mapping
@@ -100,6 +101,8 @@ def gym_task(
     """
     if name not in NUMBER_FAMILIES | TEXT_FAMILIES:
         allowed = ", ".join(sorted(NUMBER_FAMILIES | TEXT_FAMILIES))
+        if near := difflib.get_close_matches(name, NUMBER_FAMILIES | TEXT_FAMILIES, 1, 0.8):
+            raise TaskError(f"task=gym:{name} is unknown; did you mean gym:{near[0]}?")
         raise TaskError(
             f"gym:{name} is not allowed yet, because only reasoning-gym's own scorer could grade "
             f"it and those scorers can run the model's text: use one of {allowed}"
@@ -126,9 +129,7 @@ def _open(name: str, settings: Mapping[str, Any], *, seed: int, num_draws: int) 
     try:
         gym: Any = importlib.import_module("reasoning_gym")
     except ModuleNotFoundError as error:
-        raise TaskError(
-            f"gym:{name} needs reasoning-gym: pip install 'forethought[gym]'"
-        ) from error
+        raise TaskError(f"gym:{name} needs reasoning-gym: pip install reasoning-gym") from error
     try:
         return gym.create_dataset(name, seed=seed, size=num_draws, **settings)
     except (AssertionError, AttributeError, KeyError, TypeError, ValueError) as error:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import shlex
 from collections.abc import Mapping
 from statistics import fmean
 
@@ -35,6 +36,7 @@ def model_card(
         f"{name} {run.info['versions'].get(name)}"
         for name in ("torch", "transformers", "forethought")
     )
+    command = shlex.join(["forethought", *run.info["command"][1:]])
     return f"""# {recipe.name or "A model"} (pretrained by Forethought)
 
 A Llama of {model.num_parameters():,} parameters: {config.num_hidden_layers} layers,
@@ -45,7 +47,7 @@ context {config.max_position_embeddings}, tied embeddings. Apache-2.0.
 
 | | |
 |---|---|
-| command | `forethought train {recipe.name}-pretrain` (stage pretrain, seed {recipe.seed}) |
+| command | `{command}` (stage pretrain, seed {recipe.seed}) |
 | steps | {recipe.num_steps:,} of about {recipe.tokens_per_step:,} tokens |
 | tokens | {tokens:,.0f} in {documents:,.0f} documents |
 | loss | {loss:.4f} nats a token, last {num_last} steps (prompts weigh {recipe.prompt_weight}) |
@@ -59,6 +61,11 @@ Of the worked traces a step slips with probability {quality.slip_rate}; {quality
 the traces stop early, {quality.skip_steps:.0%} skip a step, {quality.verbose:.0%} are wordy; of the
 direct answers {quality.hasty:.0%} leave the last step out. A
 tenth of all problems, chosen by a hash of their content, are test problems and never occur.
+
+## What it can and cannot do
+
+It answers problems like those above, in the format above, in English, and nothing else: it holds no
+knowledge and no conversation. How often it is right, `forethought eval --model` measures.
 """
 
 

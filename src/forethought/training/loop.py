@@ -63,7 +63,7 @@ def run_steps(
                     f"the gradient was not finite in {skipped} updates in a row up to step {step}; "
                     "start a new run with a lower optimizer.learning_rate"
                 )
-            if stop and step < num_steps:
+            if stop:  # also after the last step: a pipeline or quickstart would go on
                 raise KeyboardInterrupt
     return totals
 

@@ -35,6 +35,7 @@ def run_pretrain(recipe: PretrainRecipe, run: Run, on_step: OnStep | None = None
         tokenizer,
         seed=recipe.seed,
         prompt_weight=recipe.prompt_weight,
+        context=recipe.architecture.max_context,
         enough=lambda rows: sum(len(r.token_ids) for r in rows) >= recipe.tokens_per_step,
     )
 

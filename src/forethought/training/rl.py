@@ -21,7 +21,7 @@ from forethought.errors import RecipeError, RewardError
 from forethought.evaluation.evaluate import evaluate
 from forethought.grading.rewards import RewardPart, dry_run_reward, load_reward
 from forethought.models.heads import token_logprobs
-from forethought.models.load import LoadedModel, load_model
+from forethought.models.load import LoadedModel, context_of, load_model
 from forethought.models.precision import compute_in
 from forethought.models.save import save_model
 from forethought.run import Run
@@ -95,6 +95,8 @@ def check_rl(recipe: RlRecipe) -> tuple[Task, Task, tuple[RewardPart, ...]]:
     names = [part.name for part in parts]
     if repeated := [name for name in names if names.count(name) > 1]:
         raise RewardError(f"two rewards are named {repeated[0]}; rename one of the functions")
+    if taken := [name for name in names if name in ("mean", "std")]:
+        raise RewardError(f"a reward cannot be named {taken[0]}, as a metric is; rename it")
     for part in parts:
         dry_run_reward(part, [task[0], task[min(1, len(task) - 1)]])
     return task, held_out, parts
@@ -125,7 +127,7 @@ def build_learner(recipe: RlRecipe, run: Run) -> Learner:
 
 def _check_context(loaded: LoadedModel, task: Task, max_tokens: int) -> None:
     """Raise RecipeError when prompt and completion do not fit into the model's positions."""
-    context = getattr(loaded.model.config.get_text_config(), "max_position_embeddings", None)
+    context = context_of(loaded.model)
     first = [[dict(m) for m in task[i].messages] for i in range(min(len(task), _PROMPTS_MEASURED))]
     tokenizer: Any = loaded.tokenizer
     texts = tokenizer.apply_chat_template(first, tokenize=False, add_generation_prompt=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from forethought.config import SftRecipe
-from forethought.models.load import load_model
+from forethought.models.load import context_of, load_model
 from forethought.models.save import save_model
 from forethought.run import Run
 from forethought.tasks.traces import Document
@@ -26,16 +26,24 @@ def run_sft(recipe: SftRecipe, run: Run, on_step: OnStep | None = None) -> Metri
     model, tokenizer = loaded.model, loaded.tokenizer
     dtype = settled_dtypes(run, recipe.dtype, str(model.device))["training"]
     optimizers = build_optimizers(model, recipe.optimizer)
+    context = context_of(model)
     if recipe.mixture is not None:
         rows_at = generated_rows(
             recipe.mixture,
             tokenizer,
             seed=recipe.seed,
             prompt_weight=0.0,
+            context=context,
             enough=lambda rows: len(rows) >= recipe.traces_per_step,
         )
     else:
-        rows_at = file_rows(documents, tokenizer, seed=recipe.seed, count=recipe.traces_per_step)
+        rows_at = file_rows(
+            documents,
+            tokenizer,
+            seed=recipe.seed,
+            count=recipe.traces_per_step,
+            context=context,
+        )
 
     def step_function(step: int) -> Metrics:
         return supervised_step(

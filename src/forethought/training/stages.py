@@ -14,6 +14,7 @@ from forethought.config import (
     SftRecipe,
     dump_recipe,
 )
+from forethought.models.resolve import resolve
 from forethought.run import Run
 from forethought.training.loop import Metrics, OnStep
 
@@ -49,10 +50,35 @@ def run_stage(recipe: AnyRecipe, run: Run, on_step: OnStep | None = None) -> Met
             return _run_pipeline(recipe, run, on_step)
 
 
+def check_recipe(recipe: AnyRecipe) -> None:
+    """Find a mistake in what a recipe names (model, task, rewards, mixture, data) before anything
+    is written or loaded. Raises UserError."""
+    if isinstance(recipe, PipelineRecipe):
+        resolve(recipe.stages[recipe.order[0]].model)
+        for stage in recipe.stages.values():
+            _check(stage)
+        return
+    if not isinstance(recipe, PretrainRecipe):
+        resolve(recipe.model)
+    _check(recipe)
+
+
 def finished_steps(recipe: AnyRecipe, run: Run) -> int:
     """Steps of the run that need not be made again."""
-    if isinstance(recipe, PipelineRecipe):
-        return sum(s.num_steps for s in recipe.stages.values() if _saved_model(s).exists())
+    if not isinstance(recipe, PipelineRecipe):
+        return _checkpointed_steps(run)
+    done = 0
+    for name in recipe.order:
+        stage = recipe.stages[name]
+        if _saved_model(stage).exists():
+            done += stage.num_steps
+        elif (Path(stage.run_dir) / "run.json").exists():
+            with Run.open(Path(stage.run_dir)) as inner:
+                done += _checkpointed_steps(inner)
+    return done
+
+
+def _checkpointed_steps(run: Run) -> int:
     found = run.latest_checkpoint()
     return found[0] if found else 0
 
@@ -65,8 +91,6 @@ def discard_unused(run: Run) -> None:
 
 def _run_pipeline(recipe: PipelineRecipe, run: Run, on_step: OnStep | None) -> Metrics:
     """Each stage in a run folder of its own below the pipeline's; finished ones are skipped."""
-    for stage in recipe.stages.values():
-        _check(stage)
     totals: Metrics = {}
     done = 0
     for name in recipe.order:
@@ -82,16 +106,20 @@ def _run_pipeline(recipe: PipelineRecipe, run: Run, on_step: OnStep | None) -> M
     return totals
 
 
-def _check(stage: SftRecipe | RlRecipe) -> None:
-    """Find a mistake in a later stage before an earlier one spends an hour. Raises UserError."""
-    if isinstance(stage, SftRecipe):
-        from forethought.training.sft import check_sft
+def _check(stage: PretrainRecipe | SftRecipe | RlRecipe) -> None:
+    match stage:
+        case PretrainRecipe():
+            from forethought.training.text import build_mixture
 
-        check_sft(stage)
-    else:
-        from forethought.training.rl import check_rl
+            build_mixture(stage.mixture)
+        case SftRecipe():
+            from forethought.training.sft import check_sft
 
-        check_rl(stage)
+            check_sft(stage)
+        case RlRecipe():
+            from forethought.training.rl import check_rl
+
+            check_rl(stage)
 
 
 def _saved_model(stage: SftRecipe | RlRecipe) -> Path:

@@ -33,6 +33,11 @@ def build_mixture(config: Mixture) -> traces.Mixture:
                     f"mixture.{key}.{name} is unknown; known names are {', '.join(known)}"
                 )
     for name, difficulty in config.max_difficulty.items():
+        if name not in config.families:
+            raise RecipeError(
+                f"mixture.max_difficulty.{name}={difficulty} is of a family that the mixture does "
+                f"not have; add mixture.families.{name} or remove it"
+            )
         if difficulty > FAMILIES[name].max_difficulty:
             raise RecipeError(
                 f"mixture.max_difficulty.{name}={difficulty} is out of range; "
@@ -53,9 +58,13 @@ def generated_rows(
     *,
     seed: int,
     prompt_weight: float,
+    context: int | None,
     enough: Callable[[list[Row]], bool],
 ) -> Callable[[int], list[Row]]:
-    """A pure function of the step: fresh documents until there are enough."""
+    """A pure function of the step: fresh documents until there are enough.
+
+    Documents of more tokens than `context` are left out; RecipeError when hardly any fits.
+    """
     mixture = build_mixture(config)
 
     def rows_at(step: int) -> list[Row]:
@@ -63,7 +72,16 @@ def generated_rows(
         rows: list[Row] = []
         while not enough(rows):
             documents = [draw_document(mixture, FAMILIES, rng) for _ in range(_LOT)]
-            for row in encode_documents(tokenizer, documents, prompt_weight):
+            encoded = encode_documents(tokenizer, documents, prompt_weight)
+            fitting = [row for row in encoded if _fits(row, context)]
+            if not fitting:
+                shortest = min(len(row.token_ids) for row in encoded)
+                raise RecipeError(
+                    f"mixture.families make documents of at least {shortest} tokens and the "
+                    f"model's context is {context}; lower mixture.max_difficulty, or take a model "
+                    "of longer context"
+                )
+            for row in fitting:
                 if not enough(rows):
                     rows.append(row)
         return rows
@@ -72,15 +90,33 @@ def generated_rows(
 
 
 def file_rows(
-    documents: Sequence[Document], tokenizer: PreTrainedTokenizerBase, *, seed: int, count: int
+    documents: Sequence[Document],
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    seed: int,
+    count: int,
+    context: int | None,
 ) -> Callable[[int], list[Row]]:
-    """`count` of the documents a step, reshuffled every epoch; pure in the step."""
+    """`count` of the documents a step, reshuffled every epoch; pure in the step.
+
+    Raises RecipeError naming the first document of more tokens than `context`.
+    """
     rows = encode_documents(tokenizer, documents, prompt_weight=0.0)
+    for number, row in enumerate(rows, 1):
+        if not _fits(row, context):
+            raise RecipeError(
+                f"data holds {len(row.token_ids)} tokens in document {number} and the model's "
+                f"context is {context}; shorten or remove it"
+            )
 
     def rows_at(step: int) -> list[Row]:
         return [rows[shuffled_index(len(rows), seed, (step - 1) * count + i)] for i in range(count)]
 
     return rows_at
+
+
+def _fits(row: Row, context: int | None) -> bool:
+    return context is None or len(row.token_ids) <= context
 
 
 def shuffled_index(size: int, seed: int, position: int) -> int:
