@@ -3,7 +3,8 @@
     python bench/bench_smollm2.py [--seeds 0 1] [--keep FOLDER]
 
 Both checkpoints answer the same 500 held-out problems, greedily and with two samples each at
-temperature 1. Writes docs/results/smollm2.json. Under an hour a seed on 2 cores; a run that stands
+temperature 1. A control says what the cold start's direct answers cost: one trained on traces alone,
+for as many steps. Writes docs/results/smollm2.json. Under an hour a seed on 2 cores; a run that stands
 in FOLDER goes on where it stopped.
 """
 
@@ -14,9 +15,11 @@ import json
 import subprocess
 import sys
 import tempfile
+import tomllib
 from pathlib import Path
 from typing import Any
 
+from forethought.toml import to_toml
 from record import write_result
 
 TASK = "sum:difficulty=2"
@@ -56,6 +59,22 @@ def run_seed(seed: int, folder: Path) -> dict[str, Any]:
     }
 
 
+def run_control(folder: Path, cold_start: Path) -> dict[str, Any]:
+    """A cold start that only ever thinks, against the cold start of the recipe (seed 0)."""
+    with (cold_start / "recipe.toml").open("rb") as file:
+        tables = tomllib.load(file)
+    tables["mixture"]["writers"] = {"trace": 1.0}
+    path = folder / "control.toml"
+    path.write_text(to_toml(tables | {"run_dir": str(folder / "control")}), encoding="utf-8")
+    if not (folder / "control" / "run.json").exists():
+        forethought("train", str(path))
+    models = str(folder / "control" / "model"), str(cold_start / "model")
+    return {
+        "greedy": evaluate(*models, num_samples=1),
+        "samples": evaluate(*models, num_samples=SAMPLES),
+    }
+
+
 def read_steps(stage: Path) -> list[dict[str, float]]:
     """The metrics of every step that tell how it went."""
     wanted = ("step", "loss/mean", "reward/accuracy", "rollout/signal_frac", "time/step_seconds")
@@ -72,13 +91,16 @@ def main() -> None:
     forethought("model", "get", "smollm2-135m")
     with tempfile.TemporaryDirectory() as temporary:
         folder = arguments.keep or Path(temporary)
+        folder.mkdir(parents=True, exist_ok=True)
         raw = {f"seed_{seed}": run_seed(seed, folder) for seed in arguments.seeds}
+        control = run_control(folder, folder / f"seed-{arguments.seeds[0]}" / "1-sft")
     write_result(
         "smollm2",
         command="python bench/bench_smollm2.py",
         seeds=arguments.seeds,
-        raw=raw,
-        summary={name: summarise(found) for name, found in raw.items()},
+        raw=raw | {"control": control},
+        summary={name: summarise(found) for name, found in raw.items()}
+        | {f"control_{kind}": round(100 * found["accuracy"], 1) for kind, found in control.items()},
     )
 
 

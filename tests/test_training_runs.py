@@ -22,7 +22,9 @@ from safetensors.torch import load_file
 from forethought.cli.app import main
 from forethought.config import AnyRecipe, parse_recipe
 from forethought.errors import ModelError, RecipeError, RewardError, TaskError, UserError
+from forethought.evaluation.report import build_report
 from forethought.models.load import load_model
+from forethought.models.resolve import resolve
 from forethought.run import Run
 from forethought.toml import to_toml
 from forethought.training import pretrain, rl
@@ -223,6 +225,7 @@ REWARDS = {
     "no list": ("def f(completions, **k):\n    return 1.0\n", "returned float"),
     "words": ("def f(completions, **k):\n    return ['a' for c in completions]\n", "'a'"),
     "needs more": ("def f(completions, difficulty_level):\n    return []\n", "difficulty_level"),
+    "exits": ("import sys\n\n\ndef f(**k):\n    sys.exit()\n", "SystemExit"),
     "broken file": ("def f(:\n", "SyntaxError"),
     "other name": ("def g(completions):\n    return []\n", "no function 'f'"),
 }
@@ -237,6 +240,17 @@ def test_a_wrong_reward_function_is_found_before_any_model_loads(kind: str, tmp_
     with pytest.raises(RewardError) as caught:
         train(rl_tables(tmp_path, tmp_path / "run", reward={"parts": parts}))
     assert words in str(caught.value) and "\n" not in str(caught.value)
+
+
+@pytest.mark.usefixtures("no_model")
+@pytest.mark.parametrize("name", ["mean", "std"])
+def test_a_reward_cannot_have_the_name_of_a_metric(name: str, tmp_path: Path) -> None:
+    code = f"def {name}(completions, **k):\n    return [0] * len(completions)\n"
+    (tmp_path / "a.py").write_text(code)
+    with pytest.raises(RewardError, match=f"cannot be named {name}"):
+        train(
+            rl_tables(tmp_path, tmp_path / "run", reward={"parts": {f"{tmp_path}/a.py:{name}": 1}})
+        )
 
 
 @pytest.mark.usefixtures("no_model")
@@ -292,11 +306,26 @@ def test_a_broken_line_of_data_is_named_by_number(text: str, words: str, tmp_pat
         ({"families": {"poetry": 1}}, "mixture.families.poetry"),
         ({"families": {"sum": 1}, "writers": {"song": 1}}, "mixture.writers.song"),
         ({"families": {"sum": 1}, "max_difficulty": {"sum": 9}}, "max_difficulty.sum=9"),
+        ({"families": {"sum": 1}, "max_difficulty": {"rule": 1}}, "add mixture.families.rule"),
     ],
 )
 def test_a_wrong_mixture_is_named(mixture: dict[str, Any], words: str, tmp_path: Path) -> None:
     with pytest.raises(RecipeError, match=words):
         train(pretrain_tables(tmp_path / "run", mixture=mixture))
+
+
+def test_documents_that_cannot_fit_the_model_are_left_out_or_refused(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pretrain, "_TOKENIZER_DOCUMENTS", 200)
+    small = pretrain_tables(tmp_path / "a")["architecture"] | {"max_context": 8}
+    with pytest.raises(RecipeError, match=r"at least \d+ tokens .* context is 8; lower"):
+        train(pretrain_tables(tmp_path / "a", architecture=small))
+    data = tmp_path / "data.jsonl"
+    rows = [{"prompt": "a", "completion": c} for c in ("b", "7 " * 400)]
+    data.write_text("\n".join(map(json.dumps, rows)))
+    with pytest.raises(RecipeError, match=r"\d+ tokens in document 2 .* context is 256; shorten"):
+        train(sft_tables(model, tmp_path / "b", data=str(data)))
 
 
 def test_completions_that_cannot_fit_the_model_are_refused(model: Path, tmp_path: Path) -> None:
@@ -369,6 +398,9 @@ def test_a_pipeline_hands_its_model_on_and_resumes(
     assert json.loads(out)["model"] == str(tmp_path / "run" / "2-rl" / "model")
     with Run.open(tmp_path / "run" / "2-rl") as inner:
         assert str(tmp_path / "run" / "1-sft" / "model") in inner.recipe_text
+    assert resolve(str(tmp_path / "run")) == tmp_path / "run" / "2-rl" / "model"
+    page = build_report(tmp_path / "run").read_text(encoding="utf-8")
+    assert "reward" in page and (tmp_path / "run" / "report.html").exists()
     code, out, err = command(capfd, "--resume", str(tmp_path / "run"), "--json")
     assert code == 0 and "all 8 steps of this run are done" in err
 

@@ -82,8 +82,12 @@ def _open(folder: Path) -> tuple[RlRecipe, Run]:
     from forethought.run import Run
 
     run = Run.open(folder)
-    data = tomllib.loads(run.recipe_text) | {"run_dir": str(folder)}
-    return _require_rl(parse_recipe(data)), run
+    try:
+        data = tomllib.loads(run.recipe_text) | {"run_dir": str(folder)}
+        return _require_rl(parse_recipe(data)), run
+    except UserError:
+        run.close()
+        raise
 
 
 def _require_rl(recipe: AnyRecipe) -> RlRecipe:

@@ -160,7 +160,7 @@ def _wait_for(values: Awaitable[Any]) -> Any:
         return pool.submit(asyncio.run, finish()).result()
 
 
-def _hint(error: Exception, batch: RewardBatch) -> str:
+def _hint(error: BaseException, batch: RewardBatch) -> str:
     if batch.prompts is None and isinstance(error, (TypeError, AttributeError)):
         return "completions are lists of messages here, their text is completion[0]['content']"
     return "return None for a completion it cannot score"
