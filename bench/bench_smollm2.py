@@ -3,9 +3,9 @@
     python bench/bench_smollm2.py [--seeds 0 1] [--keep FOLDER]
 
 Both checkpoints answer the same 500 held-out problems, greedily and with two samples each at
-temperature 1. A control says what the cold start's direct answers cost: one trained on traces alone,
-for as many steps. Writes docs/results/smollm2.json. Under an hour a seed on 2 cores; a run that stands
-in FOLDER goes on where it stopped.
+temperature 1. A control says what the cold start's direct answers cost: one trained on traces
+alone, for as many steps. Writes docs/results/smollm2.json. Under an hour a seed on 2 cores; a run
+that stands in FOLDER goes on where it stopped.
 """
 
 from __future__ import annotations

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import sys
 from importlib.util import find_spec
 
 import pytest
@@ -31,9 +32,14 @@ def test_other_families_say_why_and_what_is_allowed(family: str) -> None:
         gym_task(family, {})
 
 
-@pytest.mark.skipif(find_spec("reasoning_gym") is not None, reason="reasoning-gym is installed")
-def test_without_the_package_the_extra_is_named() -> None:
-    with pytest.raises(TaskError, match=r"pip install 'forethought\[gym\]'"):
+def test_a_mistyped_family_is_recognised() -> None:
+    with pytest.raises(TaskError, match="did you mean gym:chain_sum"):
+        gym_task("chain_sums", {})
+
+
+def test_without_the_package_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "reasoning_gym", None)  # as if it were not installed
+    with pytest.raises(TaskError, match=r"pip install reasoning-gym"):
         gym_task("chain_sum", {})
 
 
