@@ -3,9 +3,8 @@
     python bench/bench_smollm2.py [--seeds 0 1] [--keep FOLDER]
 
 Both checkpoints answer the same 500 held-out problems, greedily and with two samples each at
-temperature 1. A control says what the cold start's direct answers cost: one trained on traces
-alone, for as many steps. Writes docs/results/smollm2.json. Under an hour a seed on 2 cores; a run
-that stands in FOLDER goes on where it stopped.
+temperature 1. Writes docs/results/smollm2.json. Under an hour a seed on 2 cores; a run that stands
+in FOLDER goes on where it stopped.
 """
 
 from __future__ import annotations
@@ -15,11 +14,9 @@ import json
 import subprocess
 import sys
 import tempfile
-import tomllib
 from pathlib import Path
 from typing import Any
 
-from forethought.toml import to_toml
 from record import write_result
 
 TASK = "sum:difficulty=2"
@@ -35,10 +32,10 @@ def forethought(*arguments: str) -> dict[str, Any]:
     return result
 
 
-def evaluate(model: str, against: str, num_samples: int) -> dict[str, Any]:
+def evaluate(model: str, *flags: str, num_samples: int) -> dict[str, Any]:
     return forethought(
-        "eval", "--model", model, "--against", against, "--task", TASK,
-        "--limit", str(PROBLEMS), "--max-tokens", str(MAX_TOKENS), "--samples", str(num_samples),
+        "eval", "--model", model, "--task", TASK, "--limit", str(PROBLEMS),
+        "--max-tokens", str(MAX_TOKENS), "--samples", str(num_samples), *flags,
     )  # fmt: skip
 
 
@@ -51,27 +48,11 @@ def run_seed(seed: int, folder: Path) -> dict[str, Any]:
         forethought(
             "train", "smollm2-arithmetic", "--set", f"seed={seed}", "--set", f"run_dir={run}"
         )
-    models = str(rl / "model"), str(sft / "model")
+    compared = str(rl / "model"), "--against", str(sft / "model")
     return {
         "steps": {stage.name: read_steps(stage) for stage in (sft, rl)},
-        "greedy": evaluate(*models, num_samples=1),
-        "samples": evaluate(*models, num_samples=SAMPLES),
-    }
-
-
-def run_control(folder: Path, cold_start: Path) -> dict[str, Any]:
-    """A cold start that only ever thinks, against the cold start of the recipe (seed 0)."""
-    with (cold_start / "recipe.toml").open("rb") as file:
-        tables = tomllib.load(file)
-    tables["mixture"]["writers"] = {"trace": 1.0}
-    path = folder / "control.toml"
-    path.write_text(to_toml(tables | {"run_dir": str(folder / "control")}), encoding="utf-8")
-    if not (folder / "control" / "run.json").exists():
-        forethought("train", str(path))
-    models = str(folder / "control" / "model"), str(cold_start / "model")
-    return {
-        "greedy": evaluate(*models, num_samples=1),
-        "samples": evaluate(*models, num_samples=SAMPLES),
+        "greedy": evaluate(*compared, num_samples=1),
+        "samples": evaluate(*compared, num_samples=SAMPLES),
     }
 
 
@@ -91,16 +72,13 @@ def main() -> None:
     forethought("model", "get", "smollm2-135m")
     with tempfile.TemporaryDirectory() as temporary:
         folder = arguments.keep or Path(temporary)
-        folder.mkdir(parents=True, exist_ok=True)
         raw = {f"seed_{seed}": run_seed(seed, folder) for seed in arguments.seeds}
-        control = run_control(folder, folder / f"seed-{arguments.seeds[0]}" / "1-sft")
     write_result(
         "smollm2",
         command="python bench/bench_smollm2.py",
         seeds=arguments.seeds,
-        raw=raw | {"control": control},
-        summary={name: summarise(found) for name, found in raw.items()}
-        | {f"control_{kind}": round(100 * found["accuracy"], 1) for kind, found in control.items()},
+        raw=raw,
+        summary={name: summarise(found) for name, found in raw.items()},
     )
 
 
