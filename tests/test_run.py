@@ -96,6 +96,9 @@ def test_open_refuses_what_is_no_run(tmp_path: Path) -> None:
     (tmp_path / "run.json").write_text('{"format": 1')
     with pytest.raises(RecipeError, match="is damaged"):
         Run.open(tmp_path)
+    (tmp_path / "run.json").write_bytes(b'{"format": "\xff"}')
+    with pytest.raises(RecipeError, match="is damaged"):
+        Run.open(tmp_path)
     (tmp_path / "run.json").write_text('{"format": 99}')
     with pytest.raises(RecipeError, match="has format 99"):
         Run.open(tmp_path)

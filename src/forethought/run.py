@@ -114,7 +114,7 @@ class Run:
             ) from error
         except OSError as error:
             raise _unusable(path, error) from error
-        except (KeyError, TypeError, ValueError) as error:
+        except (KeyError, TypeError, UnicodeDecodeError, json.JSONDecodeError) as error:
             raise RecipeError(f"'{path / 'run.json'}' is damaged: start a new run") from error
         return cls(path, info, lock, keep)
 
