@@ -301,6 +301,18 @@ def test_out_holds_the_results_and_is_not_overwritten(command: typer.Typer, tmp_
     assert {entry.name for entry in out.iterdir()} == {"results.jsonl", "summary.json"}
 
 
+def test_a_model_that_fails_leaves_no_folder(
+    command: typer.Typer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise EngineError("its logits are not finite")
+
+    monkeypatch.setattr("forethought.cli.eval._evaluate", fail)
+    with pytest.raises(EngineError):
+        call(command, "--out", str(tmp_path / "out"))
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_mistakes_are_said_before_any_sampling(command: typer.Typer, tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(UserError, match="cannot be written"):

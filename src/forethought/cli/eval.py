@@ -51,6 +51,7 @@ def eval_command(
         resolve(name)  # a wrong name fails before torch is imported
     # The problems do not depend on --seed, so that runs with other draws can be paired.
     problems = load_task(task, split=split, size=limit)
+    is_new = out is not None and not out.exists()
     files = [] if out is None else _prepare(out, len(names), force)
     sampling: dict[str, Any] = {
         "num_samples": samples,
@@ -60,7 +61,12 @@ def eval_command(
         "seed": seed,
         "limit": limit,
     }
-    evaluations = [_evaluate(name, problems, sampling, is_quiet=as_json) for name in names]
+    try:
+        evaluations = [_evaluate(name, problems, sampling, is_quiet=as_json) for name in names]
+    except BaseException:
+        if out is not None and is_new:
+            out.rmdir()  # nothing was measured: leave nothing
+        raise
     summary: dict[str, Any] = {"model": model, "split": split, **evaluations[0].summary()}
     if against is not None:
         difference = compare(evaluations[1], evaluations[0])
