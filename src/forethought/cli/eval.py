@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 from collections.abc import Sequence
@@ -65,7 +66,8 @@ def eval_command(
         evaluations = [_evaluate(name, problems, sampling, is_quiet=as_json) for name in names]
     except BaseException:
         if out is not None and is_new:
-            out.rmdir()  # nothing was measured: leave nothing
+            with contextlib.suppress(OSError):
+                out.rmdir()  # nothing was measured: leave nothing
         raise
     summary: dict[str, Any] = {"model": model, "split": split, **evaluations[0].summary()}
     if against is not None:

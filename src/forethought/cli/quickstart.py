@@ -42,6 +42,7 @@ def quickstart_command(
     if resume is None:
         recipe = _require_rl(_new_recipe(seed or 0, out or Path("runs"), set_ or []))
         check_recipe(recipe)
+        _require_a_comparison(recipe)
         run = start_run(recipe, sys.argv)
     elif seed is None and out is None and not set_:
         recipe, run = _open(resume)
@@ -83,11 +84,23 @@ def _open(folder: Path) -> tuple[RlRecipe, Run]:
 
     run = Run.open(folder)
     try:
-        data = tomllib.loads(run.recipe_text) | {"run_dir": str(folder)}
+        data = tomllib.loads(run.recipe_text) | {"run_dir": str(run.folder)}
         return _require_rl(parse_recipe(data)), run
     except UserError:
         run.close()
         raise
+
+
+def _require_a_comparison(recipe: RlRecipe) -> None:
+    """Raise RecipeError when there are too few held-out problems for an interval."""
+    from forethought.tasks.base import load_task
+
+    spec = recipe.eval_task or recipe.task
+    if (count := len(load_task(spec, split="test"))) < 2:
+        raise RecipeError(
+            f"eval_task={spec!r} has {count} held-out problem, too few to compare before and "
+            "after; give a task of more"
+        )
 
 
 def _require_rl(recipe: AnyRecipe) -> RlRecipe:
@@ -106,6 +119,7 @@ def _new_recipe(seed: int, out: Path, overrides: list[str]) -> AnyRecipe:
     from forethought.cli.recipes import find_recipe
     from forethought.config import load_recipe
 
+    out = out.expanduser()
     folder, count = out / "quickstart", 1
     while folder.exists():
         count += 1

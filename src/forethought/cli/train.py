@@ -57,7 +57,7 @@ def train_command(
             raise RecipeError("--set cannot change a run that is resumed; start a new one")
         run = Run.open(resume)
         # the folder may have been moved since
-        parsed = parse_recipe(tomllib.loads(run.recipe_text) | {"run_dir": str(resume)})
+        parsed = parse_recipe(tomllib.loads(run.recipe_text) | {"run_dir": str(run.folder)})
     else:
         assert recipe is not None
         is_ours = not recipe.exists() and str(recipe.parent) in (".", "recipes")

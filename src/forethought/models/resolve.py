@@ -24,8 +24,8 @@ def resolve(spec: str) -> Path | str:
 
     Tried in this order:
     1. `bundled:NAME`: a model shipped inside the package;
-    2. an existing folder: a Hugging Face model folder, else a run folder, which means its `model/`,
-       else the newest model under its `checkpoints/`;
+    2. an existing folder: a Hugging Face model folder, else a run folder, which means its `model/`
+       (of a pipeline, that of its last stage);
     3. a registered name such as `smollm2-135m`, once `forethought model get` has fetched it;
     4. `org/name`: a hub id, returned as it is (nothing is asked of the network here).
 
@@ -34,7 +34,8 @@ def resolve(spec: str) -> Path | str:
     spec = spec.strip()
     if spec.startswith(BUNDLED_PREFIX):
         return checked(bundled_folder(spec.removeprefix(BUNDLED_PREFIX)))
-    path = os.path.expanduser(spec)  # os.path, because pathlib raises on "~nobody" and long names
+    # os.path, because pathlib raises on "~nobody" and long names; both on a null character
+    path = spec if "\0" in spec else os.path.expanduser(spec)
     if os.path.isdir(path):
         return checked(folder_in(Path(path)))
     if os.path.isfile(path):
@@ -75,7 +76,7 @@ def bundled_folder(name: str) -> Path:
 
 
 def folder_in(path: Path) -> Path:
-    """The model folder itself, or the newest one inside a run folder."""
+    """The model folder itself, or the one inside a finished run folder."""
     if (path / "config.json").is_file():
         return path
     if (path / "model" / "config.json").is_file():
@@ -85,25 +86,17 @@ def folder_in(path: Path) -> Path:
     checkpoints = path / "checkpoints"
     if not checkpoints.is_dir():
         return path
-    configs = [*checkpoints.glob("*/config.json"), *checkpoints.glob("*/model/config.json")]
-    if not configs:
-        raise ModelError(
-            f"run folder {path} has no saved model yet: finish it with forethought train --resume."
-        )
-    return max((config.parent for config in configs), key=step_of)
+    raise ModelError(
+        f"run folder {path} has no saved model yet: finish it with forethought train --resume."
+    )
 
 
 def stage_folders(path: Path) -> list[Path]:
     """The run folders inside a pipeline's, in order (`1-sft`, `2-rl`); [] for any other folder."""
+    if not (path / "run.json").is_file():
+        return []
     found = [p.parent for p in path.glob("*-*/run.json") if p.parent.name.split("-")[0].isdigit()]
     return sorted(found, key=lambda folder: int(folder.name.split("-")[0]))
-
-
-def step_of(folder: Path) -> tuple[int, str]:
-    """Order of checkpoints: the last number in `step-120` or `step-120/model`, then the name."""
-    name = folder.parent.name if folder.name == "model" else folder.name
-    numbers = re.findall(r"\d+", name)
-    return (int(numbers[-1]) if numbers else -1, name)
 
 
 def checked(folder: Path) -> Path:

@@ -145,5 +145,6 @@ def pairs_per_token(model: PreTrainedModel) -> float:
         )
         found.append(sorted(zip(batch.targets.tolist(), logprobs.tolist(), strict=True)))
     alone, shared = found
-    gap = max(abs(a - b) for (_, a), (_, b) in zip(alone, shared, strict=True))
-    return 6.0 * model.config.get_text_config().hidden_size if gap <= _TOLERANCE else 0.0
+    pairs_found = zip(alone, shared, strict=True)
+    agrees = all(abs(a - b) <= _TOLERANCE for (_, a), (_, b) in pairs_found)  # never with a NaN
+    return 6.0 * model.config.get_text_config().hidden_size if agrees else 0.0

@@ -56,7 +56,8 @@ context {config.max_position_embeddings}, tied embeddings. Apache-2.0.
 
 ## On what
 
-Nothing but generated text (`forethought.tasks`): {families}. As: {writers}.
+Nothing but generated text (`forethought.tasks`). Families: {families}. Writers: {writers}
+(`direct` is an answer alone, `distracted` has an irrelevant sentence, `rewrite` removes it).
 Of the worked traces a step slips with probability {quality.slip_rate}; {quality.early_stop:.0%} of
 the traces stop early, {quality.skip_steps:.0%} skip a step, {quality.verbose:.0%} are wordy; of the
 direct answers {quality.hasty:.0%} leave the last step out. A

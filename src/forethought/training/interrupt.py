@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -31,6 +32,7 @@ def stop_flag() -> Iterator[StopFlag]:
         if flag.is_set:
             raise KeyboardInterrupt
         flag.is_set = True
+        print("stopping after this step; once more stops at once", file=sys.stderr, flush=True)
 
     before = {s: signal.signal(s, handle) for s in (signal.SIGINT, signal.SIGTERM)}
     try:

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from jinja2 import TemplateError
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from forethought.config import RlRecipe
@@ -25,6 +26,7 @@ from forethought.models.load import LoadedModel, context_of, load_model
 from forethought.models.precision import compute_in
 from forethought.models.save import save_model
 from forethought.run import Run
+from forethought.sampling.cache import sliding_window
 from forethought.sampling.local import LocalEngine
 from forethought.tasks.base import load_task
 from forethought.training.batch import Batch, pack_batches, pairs_per_token
@@ -43,7 +45,8 @@ from forethought.training.strips import Row
 from forethought.training.update import Optimizers, apply_update, build_optimizers
 from forethought.types import Rollout, Task
 
-_PROMPTS_MEASURED = 32  # of the training task, to see whether completions fit
+# To see whether completions fit, the longest of so many prompts are encoded.
+_PROMPTS_LOOKED_AT, _PROMPTS_ENCODED = 10_000, 32
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -126,11 +129,24 @@ def build_learner(recipe: RlRecipe, run: Run) -> Learner:
 
 
 def _check_context(loaded: LoadedModel, task: Task, max_tokens: int) -> None:
-    """Raise RecipeError when prompt and completion do not fit into the model's positions."""
-    context = context_of(loaded.model)
-    first = [[dict(m) for m in task[i].messages] for i in range(min(len(task), _PROMPTS_MEASURED))]
+    """Raise RecipeError when prompt and completion do not fit into the model's positions, or its
+    chat template refuses the messages."""
+    context = min(
+        filter(None, (context_of(loaded.model), sliding_window(loaded.model))), default=None
+    )
+    prompts = [task[i].messages for i in range(min(len(task), _PROMPTS_LOOKED_AT))]
+    prompts.sort(key=lambda messages: -sum(len(m["content"]) for m in messages))
+    longest_first = [[dict(m) for m in messages] for messages in prompts[:_PROMPTS_ENCODED]]
     tokenizer: Any = loaded.tokenizer
-    texts = tokenizer.apply_chat_template(first, tokenize=False, add_generation_prompt=True)
+    try:
+        texts = tokenizer.apply_chat_template(
+            longest_first, tokenize=False, add_generation_prompt=True
+        )
+    except TemplateError as error:
+        raise RecipeError(
+            f"the chat template of model={loaded.spec!r} refuses the task's messages ({error}); "
+            "take a task without them, or another model"
+        ) from error
     encoded = tokenizer(texts, add_special_tokens=False)["input_ids"]
     longest = max(map(len, encoded))
     if context is not None and longest + max_tokens > context:

@@ -141,7 +141,7 @@ _ORDERS: dict[tuple[int, int, int], list[int]] = {}
 def read_documents(path: Path) -> list[Document]:
     """A JSONL file of {"prompt": text, "completion": text}. Raises RecipeError naming the line."""
     try:
-        lines = path.read_text(encoding="utf-8").split("\n")
+        lines = path.read_text(encoding="utf-8-sig").split("\n")
     except (OSError, UnicodeDecodeError) as error:
         raise RecipeError(f"data={path} cannot be read ({error}); check the path") from None
     numbered = [(number, line) for number, line in enumerate(lines, 1) if line.strip()]
