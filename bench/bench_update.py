@@ -32,10 +32,14 @@ PROMPTS, SIBLINGS, MAX_TOKENS, MAX_BATCH_TOKENS = 32, 8, 80, 4096
 def sampled_rows(model: PreTrainedModel, tokenizer: object) -> list[Row]:
     task = load_task(TASK, size=PROMPTS)
     engine = LocalEngine(model, tokenizer)  # type: ignore[arg-type]
-    params = SamplingParams(max_tokens=MAX_TOKENS, n=SIBLINGS)
-    found = engine.generate(
-        [Request(messages=task[i].messages, params=params) for i in range(PROMPTS)]
-    )
+    requests = [
+        Request(
+            messages=task[i].messages,
+            params=SamplingParams(max_tokens=MAX_TOKENS, n=SIBLINGS, seed=i, stop_at_boxed=False),
+        )
+        for i in range(PROMPTS)
+    ]
+    found = engine.generate(requests)
     return [
         Row(
             token_ids=[*c.prompt_ids, *c.token_ids],

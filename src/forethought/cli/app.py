@@ -31,7 +31,8 @@ _USERS_ERRNOS = (
 
 # How long torch's threads spin for their next piece of work before they sleep (about 50 us). By
 # default they spin without end, and a second busy process then slows training tenfold; sleeping at
-# once costs a third of the speed on an idle machine (docs/performance.md). Set before torch loads.
+# once costs more than a third of the speed on an idle machine (docs/performance.md). Set before
+# torch loads.
 _SPIN_COUNT = "30000"
 
 
