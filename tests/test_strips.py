@@ -151,6 +151,21 @@ def test_the_gradient_of_a_strip_is_that_of_its_rows(family: str, attention: str
     assert (gradient(model, shared) - expected).abs().max() < 1e-4 * expected.abs().max()
 
 
+def test_the_gradient_of_a_strip_has_the_same_bits_every_time() -> None:
+    """Siblings share the position that predicts their first token; indexing would add such terms
+    up in the order in which the threads come."""
+    model = make_model().eval()
+    rows = [row([7] * 9, [1 + (i + t) % 50 for t in range(30 + i % 7)]) for i in range(64)]
+    before = torch.get_num_threads()
+    torch.set_num_threads(4)
+    try:
+        batches = list(pack_batches(rows, max_batch_tokens=4096, pad_id=0, pairs_per_token=ALWAYS))
+        first = gradient(model, batches)
+        assert all(torch.equal(gradient(model, batches), first) for _ in range(5))
+    finally:
+        torch.set_num_threads(before)
+
+
 def test_a_model_that_reads_strips_differently_shares_nothing(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

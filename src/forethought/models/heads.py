@@ -32,7 +32,10 @@ def token_logprobs(
     if mask is not None:
         layout["attention_mask"] = attention_mask(model, mask)
     hidden = model.base_model(input_ids=input_ids, use_cache=False, **layout).last_hidden_state
-    logits = project(model, hidden.flatten(0, 1)[positions]).float()  # (N, V)
+    # not hidden[positions]: siblings share a position, and the gradient of an index adds such terms
+    # up in whatever order the threads come, so that a resumed run would not end in the same bits
+    needed = hidden.flatten(0, 1).index_select(0, positions)
+    logits = project(model, needed).float()  # (N, V)
     if temperature != 1.0:
         logits = logits / temperature
     return -F.cross_entropy(logits, targets, reduction="none")
