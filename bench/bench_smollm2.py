@@ -33,10 +33,14 @@ def forethought(*arguments: str) -> dict[str, Any]:
 
 
 def evaluate(model: str, *flags: str, num_samples: int) -> dict[str, Any]:
-    return forethought(
+    found = forethought(
         "eval", "--model", model, "--task", TASK, "--limit", str(PROBLEMS),
         "--max-tokens", str(MAX_TOKENS), "--samples", str(num_samples), *flags,
     )  # fmt: skip
+    for side in (found, found.get("against", {})):
+        if "model" in side:  # the stage, not where this machine keeps it
+            side["model"] = Path(side["model"]).parent.name
+    return found
 
 
 def run_seed(seed: int, folder: Path) -> dict[str, Any]:
