@@ -15,11 +15,10 @@ from collections.abc import Sequence
 import torch
 from transformers import PreTrainedModel
 
-from forethought.models.heads import token_logprobs
 from forethought.models.load import load_model
 from forethought.sampling.local import LocalEngine
 from forethought.tasks.base import load_task
-from forethought.training.batch import pack_batches, pairs_per_token
+from forethought.training.batch import batch_logprobs, pack_batches, pairs_per_token
 from forethought.training.strips import Row
 from forethought.types import Request, SamplingParams
 from record import write_result
@@ -57,14 +56,7 @@ def backward(model: PreTrainedModel, rows: Sequence[Row], pairs: float) -> tuple
     for batch in pack_batches(
         rows, max_batch_tokens=MAX_BATCH_TOKENS, pad_id=0, pairs_per_token=pairs
     ):
-        logprobs = token_logprobs(
-            model,
-            batch.input_ids,
-            batch.positions,
-            batch.targets,
-            position_ids=batch.position_ids,
-            mask=batch.mask,
-        )
+        logprobs = batch_logprobs(model, batch)
         (-(logprobs * batch.weights).sum()).backward()  # type: ignore[no-untyped-call]
         num_cells += batch.input_ids.numel()
     seconds = time.perf_counter() - began

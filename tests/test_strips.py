@@ -12,8 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from forethought.models.heads import token_logprobs
-from forethought.training.batch import Batch, pack_batches, pairs_per_token
+from forethought.training.batch import Batch, batch_logprobs, pack_batches, pairs_per_token
 from forethought.training.strips import Learned, Row, Strip, lay_out
 from model_families import FAMILIES, make_model
 
@@ -114,14 +113,7 @@ def test_siblings_join_while_it_pays() -> None:
 def gradient(model: Any, batches: Sequence[Batch]) -> Tensor:
     model.zero_grad(set_to_none=True)
     for batch in batches:
-        logprobs = token_logprobs(
-            model,
-            batch.input_ids,
-            batch.positions,
-            batch.targets,
-            position_ids=batch.position_ids,
-            mask=batch.mask,
-        )
+        logprobs = batch_logprobs(model, batch)
         (logprobs * batch.weights * batch.advantages).sum().backward()
     parts = [p.grad.flatten() for p in model.parameters() if p.grad is not None]
     return torch.cat(parts)

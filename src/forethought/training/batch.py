@@ -113,6 +113,19 @@ def _mask(branches: Tensor) -> Tensor:
     return (((keys == 0) | (keys == queries)).tril())[:, None]
 
 
+def batch_logprobs(model: PreTrainedModel, batch: Batch, temperature: float = 1.0) -> Tensor:
+    """log pi (N,) in nats of the batch's targets under `model`."""
+    return token_logprobs(
+        model,
+        batch.input_ids,
+        batch.positions,
+        batch.targets,
+        temperature,
+        position_ids=batch.position_ids,
+        mask=batch.mask,
+    )
+
+
 # The same siblings as in a group: one prompt, completions of different lengths.
 _SIBLINGS = [[5, 7, 6, 9, 8], [5, 7, 6, 4], [5, 7, 6, 8, 8, 9]]  # ids that every vocabulary has
 _TOLERANCE = 0.01  # nats; a wrong mask or position is off by tenths
@@ -135,14 +148,7 @@ def pairs_per_token(model: PreTrainedModel) -> float:
         [batch] = pack_batches(
             rows, max_batch_tokens=99, pad_id=0, device=str(model.device), pairs_per_token=pairs
         )
-        logprobs = token_logprobs(
-            model,
-            batch.input_ids,
-            batch.positions,
-            batch.targets,
-            position_ids=batch.position_ids,
-            mask=batch.mask,
-        )
+        logprobs = batch_logprobs(model, batch)
         found.append(sorted(zip(batch.targets.tolist(), logprobs.tolist(), strict=True)))
     alone, shared = found
     pairs_found = zip(alone, shared, strict=True)

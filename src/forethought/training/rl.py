@@ -21,7 +21,6 @@ from forethought.config import RlRecipe
 from forethought.errors import RecipeError, RewardError
 from forethought.evaluation.evaluate import evaluate
 from forethought.grading.rewards import RewardPart, dry_run_reward, load_reward
-from forethought.models.heads import token_logprobs
 from forethought.models.load import LoadedModel, context_of, load_model
 from forethought.models.precision import compute_in
 from forethought.models.save import save_model
@@ -29,7 +28,7 @@ from forethought.run import Run
 from forethought.sampling.cache import sliding_window
 from forethought.sampling.local import LocalEngine
 from forethought.tasks.base import load_task
-from forethought.training.batch import Batch, pack_batches, pairs_per_token
+from forethought.training.batch import Batch, batch_logprobs, pack_batches, pairs_per_token
 from forethought.training.checkpoint import settled_dtypes
 from forethought.training.filters import filter_rollouts
 from forethought.training.loop import Metrics, OnStep, run_steps
@@ -247,15 +246,7 @@ def _row(rollout: Rollout, weight: float) -> Row:
 def _logprobs(learner: Learner, model: PreTrainedModel, batch: Batch) -> torch.Tensor:
     """log pi (N,) of the batch's targets under `model`, at the temperature of sampling."""
     with compute_in(str(model.device), learner.dtype):
-        return token_logprobs(
-            model,
-            batch.input_ids,
-            batch.positions,
-            batch.targets,
-            learner.recipe.temperature,
-            position_ids=batch.position_ids,
-            mask=batch.mask,
-        )
+        return batch_logprobs(model, batch, learner.recipe.temperature)
 
 
 def _kl_to_reference(learner: Learner, batch: Batch, logprobs: torch.Tensor) -> torch.Tensor:

@@ -10,10 +10,9 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from forethought.config import Optimizer
-from forethought.models.heads import token_logprobs
 from forethought.models.precision import compute_in
 from forethought.tasks.traces import Document
-from forethought.training.batch import pack_batches
+from forethought.training.batch import batch_logprobs, pack_batches
 from forethought.training.loop import Metrics
 from forethought.training.strips import Row
 from forethought.training.update import Optimizers, apply_update
@@ -41,7 +40,7 @@ def supervised_step(
         rows, max_batch_tokens=max_batch_tokens, pad_id=pad_id, device=device
     ):
         with compute_in(device, dtype):
-            logprobs = token_logprobs(model, batch.input_ids, batch.positions, batch.targets)
+            logprobs = batch_logprobs(model, batch)
         batch_loss = -(logprobs * batch.weights).sum() / total_weight
         batch_loss.backward()  # type: ignore[no-untyped-call]
         loss += batch_loss.item()
