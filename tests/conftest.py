@@ -10,10 +10,15 @@ from typing import Any
 import pytest
 from hypothesis import settings
 
+from forethought.machine import usable_cores
+
 # Set before any library reads them; commands that tests start inherit them.
 os.environ.update(HF_HUB_OFFLINE="1", TOKENIZERS_PARALLELISM="false", NO_COLOR="1")
 
 # A busy machine is no failure: examples have no deadline of their own.
+# ... and does not change the number of threads halfway: some tests compare bits.
+os.environ.setdefault("OMP_NUM_THREADS", str(usable_cores()))
+
 settings.register_profile("forethought", deadline=None)
 settings.load_profile("forethought")
 

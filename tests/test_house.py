@@ -36,7 +36,11 @@ TORCH_ROOMS = (
     "training/",
     "sampling/local.py",
     "sampling/cache.py",
+    "sampling/decoder.py",
     "sampling/draw.py",
+    "sampling/lean.py",
+    "sampling/products.py",
+    "sampling/shared_cache.py",
     "sampling/stopping.py",
 )
 TORCH_MODULES = ("torch", "transformers")

@@ -256,10 +256,11 @@ def recorded_inputs(model: Any) -> tuple[list[tuple[int, int]], Any]:
     """The (rows, columns) of every forward pass from now on, and the handle that ends it."""
     shapes: list[tuple[int, int]] = []
 
-    def record(module: Any, args: Any, kwargs: Any) -> None:
-        shapes.append(tuple(kwargs["input_ids"].shape))
+    def record(module: Any, args: Any) -> None:
+        [token_ids] = args  # (rows, columns), or (rows,) in a decoding step
+        shapes.append((*token_ids.shape, 1)[:2])
 
-    return shapes, model.base_model.register_forward_pre_hook(record, with_kwargs=True)
+    return shapes, model.get_input_embeddings().register_forward_pre_hook(record)
 
 
 def test_each_prompt_is_computed_once_and_rows_leave_when_they_end() -> None:

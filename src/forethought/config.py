@@ -37,7 +37,6 @@ class Optimizer(_Section):
     """
 
     learning_rate: Annotated[float, Field(gt=0.0)]
-    """Of AdamW."""
     muon_learning_rate: Annotated[float, Field(gt=0.0)] | None = None
     """Of Muon; None trains everything with AdamW."""
     weight_decay: Annotated[float, Field(ge=0.0)] = 0.0
@@ -167,13 +166,14 @@ class RlRecipe(_Recipe):
     task: str
     prompts_per_step: PositiveInt = 32
     group_size: Annotated[int, Field(ge=2)] = 16
-    """Completions sampled for each prompt."""
     max_tokens: PositiveInt = 128
     temperature: Annotated[float, Field(gt=0.0)] = 1.0
     stop_at_boxed: bool = True
     max_rows: PositiveInt = 512
-    """Completions that decode at once."""
     estimator: Literal["reinforce", "rloo", "grpo", "dr_grpo"] = "rloo"
+    rollout_dtype: Literal["auto", "float32", "float16", "bfloat16", "int8"] = "auto"
+    importance_cap: Annotated[float, Field(ge=1.0)] | None = None
+    """Cap of the weight pi / pi_sampler of a token; None: 2 with int8 rollouts, else no weight."""
     min_advantage: Annotated[float, Field(ge=0.0)] = 1e-6
     """Rollouts with |advantage| at or below this leave before any forward pass."""
     kl_coefficient: Annotated[float, Field(ge=0.0)] = 0.0

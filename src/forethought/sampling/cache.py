@@ -7,6 +7,7 @@ concatenation per token.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -89,6 +90,7 @@ class SlotCache(Cache):
         self.row_index = torch.empty(0, dtype=torch.int64)
         self.write_columns = torch.empty(0, dtype=torch.int64)
         self.width = 0
+        self.num_rows = 0
 
     def fits(self, model: PreTrainedModel, rows: int, columns: int) -> bool:
         """Whether `model`, which may have changed its dtype or device, can use this allocation."""
@@ -103,13 +105,18 @@ class SlotCache(Cache):
         columns = torch.arange(self.width, device=lengths.device)
         return (columns[None, :] <= lengths[:, None])[:, None, None, :]
 
-    def store(self, row: int, prompt: Sequence[tuple[Tensor, Tensor]]) -> None:
-        for layer, (keys, values) in zip(self.slot_layers, prompt, strict=True):
+    def join(self, row: int, prompt: Sequence[int], prefill: Prefill) -> None:
+        """Row `row`, the next free one, begins behind `prompt`."""
+        for layer, (keys, values) in zip(self.slot_layers, prefill.layers, strict=True):
             layer.store(row, keys, values)
+        self.num_rows = row + 1
 
-    def move(self, source: int, target: int, length: int) -> None:
-        for layer in self.slot_layers:
-            layer.move(source, target, length)
+    def leave(self, row: int, length: int) -> None:
+        """Row `row` ends; the last live row, which has `length` tokens in all, takes its place."""
+        self.num_rows -= 1
+        if row != self.num_rows:
+            for layer in self.slot_layers:
+                layer.move(self.num_rows, row, length)
 
 
 @dataclass(frozen=True, slots=True)
@@ -198,7 +205,7 @@ def _try_decoding(model: PreTrainedModel) -> str | None:
     caller: Any = model
     try:
         for slot, found in enumerate(prefill(model, [row[:-2] for row in rows])):
-            cache.store(slot, found.layers)
+            cache.join(slot, rows[slot][:-2], found)
         for back in (2, 1):
             lengths = [len(row) - back for row in rows]
             logits = decode(model, cache, [row[-back] for row in rows], lengths).float()  # (2, V)
@@ -215,13 +222,17 @@ def round_up(columns: int) -> int:
     return -(-columns // _GROWTH) * _GROWTH
 
 
-def row_bytes(model: PreTrainedModel, columns: int) -> int:
-    """Bytes that one row of at least `columns` tokens takes in the cache."""
+def cache_shape(model: PreTrainedModel) -> tuple[int, int, int]:
+    """Layers, key-value heads and their size."""
     config = model.config.get_text_config()
     heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
     size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-    itemsize = model.dtype.itemsize
-    return 2 * int(config.num_hidden_layers * heads * size * round_up(columns) * itemsize)
+    return int(config.num_hidden_layers), int(heads), int(size)
+
+
+def row_bytes(model: PreTrainedModel, columns: int) -> int:
+    """Bytes that one row of at least `columns` tokens takes in the cache."""
+    return 2 * math.prod(cache_shape(model)) * round_up(columns) * model.dtype.itemsize
 
 
 def sliding_window(model: PreTrainedModel) -> int | None:

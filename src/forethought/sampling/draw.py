@@ -22,6 +22,7 @@ def row_uniforms(seed: int, sibling: int, count: int) -> Tensor:
 
 
 _LOWEST = 1e-6  # temperatures below draw as this one does
+_BLOCK = 256
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,22 +41,48 @@ def draw_tokens(logits: Tensor, temperature: Tensor, top_p: Tensor, uniforms: Te
     distribution at the row's temperature before top_p cuts it.
     """
     greedy = temperature == 0
-    # a temperature as good as 0 must not overflow
-    scaled = logits / torch.where(greedy, 1.0, temperature.clamp(min=_LOWEST))[:, None]
-    logprobs = scaled.log_softmax(dim=-1)  # (n, V)
+    if not bool((temperature == 1).all()):
+        # a temperature as good as 0 must not overflow
+        logits = logits / torch.where(greedy, 1.0, temperature.clamp(min=_LOWEST))[:, None]
+    weights = logits.softmax(dim=-1)  # (n, V)
     if bool(greedy.all()):
         token_ids = logits.argmax(dim=-1)
     else:
-        weights = logprobs.exp()
-        if bool((top_p < 1).any()):
-            weights = _nucleus(weights, top_p)
-        cumulative = weights.cumsum(dim=-1)
-        # just below the total, so that the draw always lands on a token with weight
-        threshold = uniforms.clamp(max=1 - 1e-6) * cumulative[:, -1]
-        token_ids = torch.searchsorted(cumulative, threshold[:, None], right=True)[:, 0]
-        token_ids = token_ids.clamp(max=logits.shape[-1] - 1)
-        token_ids = torch.where(greedy, logits.argmax(dim=-1), token_ids)
-    return Drawn(token_ids, logprobs.gather(1, token_ids[:, None])[:, 0])
+        kept = _nucleus(weights, top_p) if bool((top_p < 1).any()) else weights
+        token_ids = _pick(kept, uniforms)
+        if bool(greedy.any()):
+            token_ids = torch.where(greedy, logits.argmax(dim=-1), token_ids)
+    return Drawn(token_ids, weights.gather(1, token_ids[:, None])[:, 0].log())
+
+
+def _pick(weights: Tensor, uniforms: Tensor) -> Tensor:
+    """The token (n,) at which the cumulative weight (n, V) passes the uniform.
+
+    In two levels, blocks and then the tokens of one block: a running sum over the whole vocabulary
+    would take several times as long.
+    """
+    whole = weights.shape[1] // _BLOCK * _BLOCK
+    sums = weights[:, :whole].view(-1, whole // _BLOCK, _BLOCK).sum(-1) if whole else weights[:, :0]
+    sums = torch.cat([sums, weights[:, whole:].sum(-1, keepdim=True)], dim=1)
+    block, rest = _first_beyond(sums, uniforms * sums.sum(-1))
+    columns = block[:, None] * _BLOCK + torch.arange(_BLOCK, device=weights.device)
+    inside = weights.gather(1, columns.clamp(max=weights.shape[1] - 1))
+    inside = inside.masked_fill_(columns >= weights.shape[1], 0.0)
+    within, _ = _first_beyond(inside, rest)
+    # weights that are not numbers have no place: the caller sees it from their log-probability
+    return (block * _BLOCK + within).clamp(max=weights.shape[1] - 1)
+
+
+def _first_beyond(weights: Tensor, threshold: Tensor) -> tuple[Tensor, Tensor]:
+    """The first place (n,) whose cumulative weight is above `threshold`, and what of the threshold
+    is left when it is reached. It always has weight, though rounding may put the threshold at the
+    very end."""
+    cumulative = weights.cumsum(dim=-1)
+    threshold = torch.minimum(threshold, cumulative[:, -1] * (1 - 1e-6))[:, None]
+    place = torch.searchsorted(cumulative, threshold, right=True)
+    place = place.clamp(max=weights.shape[1] - 1)
+    before = cumulative.gather(1, place) - weights.gather(1, place)
+    return place[:, 0], (threshold - before)[:, 0].clamp(min=0.0)
 
 
 def _nucleus(weights: Tensor, top_p: Tensor) -> Tensor:

@@ -23,17 +23,19 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from forethought.errors import EngineError
 from forethought.models.load import context_of
+from forethought.models.threads import fit_threads
 from forethought.sampling.admission import Limits, admit
 from forethought.sampling.cache import (
     Prefill,
     SlotCache,
-    decode,
     prefill,
     require_supported,
-    row_bytes,
     sliding_window,
 )
+from forethought.sampling.decoder import Decoder
 from forethought.sampling.draw import draw_tokens, row_uniforms
+from forethought.sampling.products import Weights
+from forethought.sampling.shared_cache import SharedCache
 from forethought.sampling.stopping import StopChecker, text_before
 from forethought.types import (
     Capabilities,
@@ -74,7 +76,7 @@ class _Row:
 class _Batch:
     """The state of one call. Row `live[r]` has slot r of the cache."""
 
-    cache: SlotCache
+    cache: SlotCache | SharedCache
     waiting: deque[_Row]
     live: list[_Row] = field(default_factory=list)
     ready: dict[Prompt, Prefill] = field(default_factory=dict)
@@ -102,6 +104,7 @@ class LocalEngine:
         max_rows: int = 512,
         max_cache_bytes: int = 3 << 30,
         max_prefill_tokens: int = 8192,
+        weights: Weights = "float32",
     ) -> None:
         self.model = model
         model.eval()  # type: ignore[no-untyped-call]
@@ -109,9 +112,8 @@ class LocalEngine:
         self.policy_version = 0
         require_supported(model)
         self._max_rows = max_rows
-        self._max_cache_bytes = max_cache_bytes
         self._max_prefill_tokens = max_prefill_tokens
-        self._cache: SlotCache | None = None
+        self._decoder = Decoder(model, weights, max_cache_bytes)
         self._checker = StopChecker(tokenizer)
         self._end_ids = _end_token_ids(model, tokenizer)
         self._limits = _limits(model)
@@ -120,12 +122,18 @@ class LocalEngine:
     def capabilities(self) -> Capabilities:
         return Capabilities(prefix=True, logprobs=True, n=True, seed=True)
 
+    def release(self) -> None:
+        """Give back what sampling holds: its cache and packed copies of weights. The next call
+        makes them anew."""
+        self._decoder.release()
+
     @torch.no_grad()
     def update_weights(self, source: PreTrainedModel, policy_version: int) -> None:
         """Copy the weights of `source` into this engine's model, in place, whatever the dtypes."""
         pairs = zip(self.model.parameters(), source.parameters(), strict=True)
         for mine, theirs in pairs:
-            mine.copy_(theirs)
+            if mine is not theirs:
+                mine.copy_(theirs)
         self.policy_version = policy_version
 
     def prompt_ids(self, request: Request) -> Prompt:
@@ -191,28 +199,28 @@ class LocalEngine:
         """Decode until nothing is live and nothing waits; yields rows as they end."""
         if not waiting:
             return
-        batch = _Batch(self._make_cache(waiting), waiting)
+        batch = _Batch(self._open_cache(waiting), waiting)
         live = batch.live
         while waiting or live:
             if waiting and self._worth_refilling(batch):
                 joined = self._join(batch)
                 yield from self._retire(batch, joined)
+            fit_threads()
             if live:
                 began = time.perf_counter()
                 last_ids = [row.token_ids[-1] for row in live]
-                self._draw(
-                    decode(self.model, batch.cache, last_ids, [r.length for r in live]), live
-                )
+                lengths = [row.length for row in live]
+                self._draw(self._decoder.step(batch.cache, last_ids, lengths), live)
                 batch.spend(began)
                 yield from self._retire(batch, range(len(live)))
 
-    def _make_cache(self, rows: Sequence[_Row]) -> SlotCache:
-        columns = max(len(row.prompt_ids) + row.max_tokens for row in rows)
-        affordable = self._max_cache_bytes // row_bytes(self.model, columns)
-        num_rows = max(1, min(self._max_rows, len(rows), affordable))
-        if self._cache is None or not self._cache.fits(self.model, num_rows, columns):
-            self._cache = SlotCache(self.model, num_rows, columns)
-        return self._cache
+    def _open_cache(self, rows: Sequence[_Row]) -> SlotCache | SharedCache:
+        return self._decoder.open(
+            min(self._max_rows, len(rows)),
+            prompt=max(len(row.prompt_ids) for row in rows),
+            own=max(row.max_tokens for row in rows),
+            columns=max(len(row.prompt_ids) + row.max_tokens for row in rows),
+        )
 
     def _worth_refilling(self, batch: _Batch) -> bool:
         """Refill in lots: a prefill of one prompt costs nearly as much as one of eight."""
@@ -228,7 +236,7 @@ class LocalEngine:
         missing = {row.prompt_ids for row in coming} - batch.ready.keys()
         self._prefill(sorted(missing, key=len), batch.ready)
         for slot, row in enumerate(coming, start=first):
-            batch.cache.store(slot, batch.ready[row.prompt_ids].layers)
+            batch.cache.join(slot, row.prompt_ids, batch.ready[row.prompt_ids])
             row.uniforms = row_uniforms(row.params.seed, row.sibling, row.max_tokens).tolist()
             row.started = batch.share_seconds
             batch.live.append(row)
@@ -263,7 +271,7 @@ class LocalEngine:
         )
         logprobs = drawn.logprobs.tolist()
         if not all(map(math.isfinite, logprobs)):
-            self._cache = None  # what it holds would spoil later calls
+            self._decoder.release()  # what the cache holds would spoil later calls
             raise EngineError(
                 "the model's logits are not finite: its weights are broken, or need a wider dtype"
             )
@@ -283,8 +291,8 @@ class LocalEngine:
             if reason is None:
                 continue
             last = batch.live.pop()
+            batch.cache.leave(slot, last.length)
             if last is not row:
-                batch.cache.move(len(batch.live), slot, last.length)
                 batch.live[slot] = last
             yield row, self._completion(row, reason, batch.share_seconds - row.started)
 

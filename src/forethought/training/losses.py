@@ -36,6 +36,13 @@ def policy_gradient_loss(logprobs: Tensor, advantages: Tensor, weights: Tensor) 
     return -(weights * advantages * logprobs).sum()
 
 
+def importance_weights(logprobs: Tensor, sampler_logprobs: Tensor, cap: float) -> Tensor:
+    """min(pi / pi_sampler, cap) of every token (N,), without gradient: truncated importance
+    sampling, for a sampler whose arithmetic is coarser than the learner's (Yao et al. 2025, "Your
+    efficient RL framework secretly brings you off-policy RL training")."""
+    return (logprobs.detach() - sampler_logprobs).exp().clamp(max=cap)
+
+
 def kl_penalty(logprobs: Tensor, reference_logprobs: Tensor, weights: Tensor) -> Tensor:
     """sum(w * k3), k3 = exp(d) - d - 1, d = log ref - log pi (Schulman 2020): unbiased, >= 0."""
     difference = reference_logprobs - logprobs

@@ -11,7 +11,7 @@ import copy
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 from jinja2 import TemplateError
@@ -24,15 +24,23 @@ from forethought.grading.rewards import RewardPart, dry_run_reward, load_reward
 from forethought.models.load import LoadedModel, context_of, load_model
 from forethought.models.precision import compute_in
 from forethought.models.save import save_model
+from forethought.models.threads import fit_threads
 from forethought.run import Run
 from forethought.sampling.cache import sliding_window
+from forethought.sampling.lean import is_lean
 from forethought.sampling.local import LocalEngine
+from forethought.sampling.products import Weights, can_multiply
 from forethought.tasks.base import load_task
 from forethought.training.batch import Batch, batch_logprobs, pack_batches, pairs_per_token
 from forethought.training.checkpoint import settled_dtypes
 from forethought.training.filters import filter_rollouts
 from forethought.training.loop import Metrics, OnStep, run_steps
-from forethought.training.losses import kl_penalty, policy_gradient_loss, token_weights
+from forethought.training.losses import (
+    importance_weights,
+    kl_penalty,
+    policy_gradient_loss,
+    token_weights,
+)
 from forethought.training.rl_metrics import describe_rollouts, evaluation_metrics, transcript_rows
 from forethought.training.rollouts import (
     assign_advantages,
@@ -46,6 +54,7 @@ from forethought.types import Rollout, Task
 
 # To see whether completions fit, the longest of so many prompts are encoded.
 _PROMPTS_LOOKED_AT, _PROMPTS_ENCODED = 10_000, 32
+_INT8_CAP = 2.0  # as the paper of truncated importance sampling has it
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -111,7 +120,7 @@ def build_learner(recipe: RlRecipe, run: Run) -> Learner:
     policy: Any = loaded.model  # transformers' own annotations are in the way
     _check_context(loaded, task, recipe.max_tokens)
     dtypes = settled_dtypes(run, recipe.dtype, str(policy.device))
-    sampler = copy.deepcopy(policy).to(dtypes["sampling"])
+    engine = _build_engine(loaded, recipe, dtypes["sampling"])
     return Learner(
         recipe=recipe,
         task=task,
@@ -120,11 +129,41 @@ def build_learner(recipe: RlRecipe, run: Run) -> Learner:
         policy=policy.eval(),  # no dropout: the policy that learns is the one that samples
         reference=copy.deepcopy(policy).eval() if recipe.kl_coefficient else None,
         tokenizer=loaded.tokenizer,
-        engine=LocalEngine(sampler, loaded.tokenizer, max_rows=recipe.max_rows),
+        engine=engine,
         optimizers=build_optimizers(policy, recipe.optimizer),
         dtype=dtypes["training"],
         pairs_per_token=pairs_per_token(policy),
     )
+
+
+def _build_engine(loaded: LoadedModel, recipe: RlRecipe, dtype: torch.dtype) -> LocalEngine:
+    """The sampler: over the policy's own weights where it computes in their format, else a copy."""
+    policy: Any = loaded.model
+    weights = _rollout_weights(loaded, recipe.rollout_dtype, dtype)
+    if recipe.rollout_dtype == "bfloat16":
+        dtype = torch.bfloat16
+    sampler = policy if weights or dtype == policy.dtype else copy.deepcopy(policy).to(dtype)
+    return LocalEngine(
+        sampler, loaded.tokenizer, max_rows=recipe.max_rows, weights=weights or "float32"
+    )
+
+
+def _rollout_weights(loaded: LoadedModel, wanted: str, dtype: torch.dtype) -> Weights | None:
+    """The format of packed weights, None for the model's own forward pass in `dtype`."""
+    if wanted == "bfloat16":
+        return None
+    can_pack = loaded.model.device.type == "cpu" and is_lean(loaded.model)
+    if wanted == "auto":
+        is_better = can_pack and dtype == torch.float32 and can_multiply("float16")
+        return "float16" if is_better else None
+    weights = cast(Weights, wanted)
+    if weights != "float32" and not (can_pack and can_multiply(weights)):
+        raise RecipeError(
+            f"rollout_dtype={wanted!r} needs a Llama or Qwen model on a processor with such a "
+            f"product, and here is {loaded.model.config.model_type} on {loaded.model.device}; "
+            "take 'auto'"
+        )
+    return weights
 
 
 def _check_context(loaded: LoadedModel, task: Task, max_tokens: int) -> None:
@@ -167,6 +206,7 @@ def train_step(learner: Learner, run: Run, step: int) -> Metrics:
     recipe, clock = learner.recipe, _Clock()
     examples = draw_examples(learner.task, recipe.seed, step, recipe.prompts_per_step)
     groups = sample_rollouts(learner.engine, examples, recipe, step)
+    learner.engine.release()
     clock.lap("sample")
     groups = grade_rollouts(groups, learner.task, learner.parts)
     groups = assign_advantages(groups, recipe.estimator)
@@ -204,7 +244,8 @@ def backward(learner: Learner, rollouts: Sequence[Rollout], kept: Sequence[int])
     rows = [_row(rollouts[i], weights[i]) for i in kept]
     device, pad_id = str(learner.policy.device), learner.tokenizer.pad_token_id
     loss, gap, kl, num_learned = 0.0, 0.0, 0.0, 0
-    num_cells = 0
+    num_cells, num_capped = 0, 0
+    cap = _importance_cap(recipe)
     for batch in pack_batches(
         rows,
         max_batch_tokens=recipe.max_batch_tokens,
@@ -212,8 +253,14 @@ def backward(learner: Learner, rollouts: Sequence[Rollout], kept: Sequence[int])
         device=device,
         pairs_per_token=learner.pairs_per_token,
     ):
+        fit_threads()
         logprobs = _logprobs(learner, learner.policy, batch)
-        batch_loss = policy_gradient_loss(logprobs, batch.advantages, batch.weights)
+        token_weight = batch.weights
+        if cap is not None:
+            ratio = importance_weights(logprobs, batch.sampler_logprobs, cap)
+            token_weight = token_weight * ratio
+            num_capped += int((ratio >= cap).sum())
+        batch_loss = policy_gradient_loss(logprobs, batch.advantages, token_weight)
         if learner.reference is not None:
             penalty = _kl_to_reference(learner, batch, logprobs)
             batch_loss = batch_loss + recipe.kl_coefficient * penalty
@@ -229,7 +276,15 @@ def backward(learner: Learner, rollouts: Sequence[Rollout], kept: Sequence[int])
         "total/learned_tokens": float(num_learned),
         "total/computed_tokens": float(num_cells),
     }
+    if cap is not None:
+        metrics["policy/capped_frac"] = num_capped / max(1, num_learned)
     return metrics | ({"policy/kl": kl} if learner.reference is not None else {})
+
+
+def _importance_cap(recipe: RlRecipe) -> float | None:
+    if recipe.importance_cap is None and recipe.rollout_dtype == "int8":
+        return _INT8_CAP
+    return recipe.importance_cap
 
 
 def _row(rollout: Rollout, weight: float) -> Row:

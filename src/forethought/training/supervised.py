@@ -11,6 +11,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from forethought.config import Optimizer
 from forethought.models.precision import compute_in
+from forethought.models.threads import fit_threads
 from forethought.tasks.traces import Document
 from forethought.training.batch import batch_logprobs, pack_batches
 from forethought.training.loop import Metrics
@@ -39,6 +40,7 @@ def supervised_step(
     for batch in pack_batches(
         rows, max_batch_tokens=max_batch_tokens, pad_id=pad_id, device=device
     ):
+        fit_threads()
         with compute_in(device, dtype):
             logprobs = batch_logprobs(model, batch)
         batch_loss = -(logprobs * batch.weights).sum() / total_weight

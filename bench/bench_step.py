@@ -1,0 +1,195 @@
+"""One GRPO step against TRL 1.16: seconds, peak memory, and what goes through the model.
+
+    python bench/bench_step.py [--repeats 3] [--quick]
+
+The workload is `step_workload.py`'s. Both sides run in turn, each repeat in a process of its own
+that makes two steps, of which the second counts. TRL is tried in float32 and bfloat16, in micro-
+batches of 32 and of 8, and with transformers' continuous batching; its fastest setting is the peer
+and is measured again in turn with ours. TRL's environment is .bench/trl (make bench-env). Writes
+docs/results/step.json; with --quick (ours in the default format and TRL's best setting of that
+file, one repeat each) it writes nothing.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import step_workload as work
+from record import RESULTS, write_result
+
+HERE = Path(__file__).resolve().parent
+TRL = HERE.parent / ".bench" / "trl" / "bin" / "python"
+SETTINGS = [
+    ("float32", "32", "static"),
+    ("float32", "8", "static"),
+    ("float32", "32", "paged"),
+    ("bfloat16", "32", "static"),
+]
+LIMIT = 300.0  # seconds for a TRL setting (two steps and its start) before it is given up
+RECIPE = """
+stage = "rl"
+run_dir = "{run}"
+seed = 7  # with it, two of the four prompts of either step are dead
+model = "{folder}/model"
+task = "jsonl:{folder}/prompts.jsonl"
+num_steps = 2
+prompts_per_step = {prompts}
+group_size = {group}
+max_tokens = {max_tokens}
+stop_at_boxed = false
+estimator = "grpo"
+eval_problems = 0
+rollout_dtype = "{rollout_dtype}"
+[optimizer]
+learning_rate = 1e-6
+[reward.parts]
+"{here}/step_workload.py:rewards" = 1.0
+"""
+
+
+def run_measured(command: list[str], limit: float) -> tuple[str, float] | None:
+    """The output of a command and its peak resident megabytes; None when it overran or failed."""
+    with tempfile.TemporaryFile("w+") as output:
+        process = subprocess.Popen(command, stdout=output, stderr=subprocess.DEVNULL)
+        ends = time.monotonic() + limit
+        while not (found := os.wait4(process.pid, os.WNOHANG))[0]:
+            if time.monotonic() > ends:
+                process.kill()
+            time.sleep(0.2)
+        _, status, usage = found
+        process.returncode = os.waitstatus_to_exitcode(status)
+        output.seek(0)
+        return (output.read(), usage.ru_maxrss / 1024) if process.returncode == 0 else None
+
+
+def ours(folder: Path, rollout_dtype: str) -> dict[str, float]:
+    with tempfile.TemporaryDirectory() as temporary:
+        run = Path(temporary) / "run"
+        recipe = Path(temporary) / "recipe.toml"
+        recipe.write_text(
+            RECIPE.format(
+                run=run,
+                folder=folder,
+                prompts=work.PROMPTS_PER_STEP,
+                group=work.GROUP_SIZE,
+                max_tokens=work.MAX_TOKENS,
+                rollout_dtype=rollout_dtype,
+                here=HERE,
+            )
+        )
+        command = [sys.executable, "-m", "forethought", "train", str(recipe)]
+        found = run_measured(command, LIMIT)
+        if found is None:
+            sys.exit("error: our own step failed; run its recipe by hand")
+        lines = (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+    first, second = map(json.loads, lines[-2:])
+    totals = {name: second[name] - first[name] for name in second if name.startswith("total/")}
+    return describe(second | totals) | {"peak_megabytes": found[1]}
+
+
+def describe(step: dict[str, float]) -> dict[str, float]:
+    """The counts of the second step: its prompts are prefilled once, in one padded batch."""
+    rollouts = work.PROMPTS_PER_STEP * work.GROUP_SIZE
+    sampled = step["total/sampled_tokens"]
+    decoded = sampled - rollouts
+    prefilled = work.PROMPTS_PER_STEP * 128  # at most
+    return {
+        "seconds": step["time/step_seconds"],
+        "sample_seconds": step["time/sample_seconds"],
+        "update_seconds": step["time/update_seconds"],
+        "sampled_tokens": sampled,
+        "decoded_rows": decoded,
+        "backbone_positions": prefilled + decoded + step["total/computed_tokens"],
+        "head_positions": work.PROMPTS_PER_STEP + decoded + step["total/learned_tokens"],
+    }
+
+
+def trl(folder: Path, setting: tuple[str, str, str]) -> dict[str, float] | None:
+    command = [str(TRL), str(HERE / "peers" / "trl_step.py"), str(folder), *setting]
+    found = run_measured(command, LIMIT)
+    if found is None:
+        return None
+    figures: dict[str, float] = json.loads(found[0].splitlines()[-1])
+    return figures | {"peak_megabytes": found[1]}
+
+
+def median(runs: list[dict[str, float]]) -> dict[str, float]:
+    return {name: round(statistics.median(run[name] for run in runs), 3) for name in runs[0]}
+
+
+def name_of(setting: tuple[str, str, str]) -> str:
+    dtype, micro_batch, mode = setting
+    return f"{dtype}_{micro_batch}_{mode}"
+
+
+def compare(peer: dict[str, float], own: dict[str, float]) -> dict[str, float]:
+    return {
+        "seconds_ratio": round(peer["seconds"] / own["seconds"], 2),
+        "memory_ratio": round(peer["peak_megabytes"] / own["peak_megabytes"], 2),
+    }
+
+
+def quick(folder: Path) -> dict[str, float]:
+    """One repeat of TRL's best setting and ours, without writing anything."""
+    stored = json.loads((RESULTS / "step.json").read_text(encoding="utf-8"))
+    dtype, micro_batch, mode = stored["summary"]["trl_setting"].split("_")
+    peer, own = trl(folder, (dtype, micro_batch, mode)), ours(folder, "auto")
+    if peer is None:
+        sys.exit("error: TRL's step failed; is .bench/trl there? make bench-env")
+    return compare(peer, own)
+
+
+def measure(folder: Path, repeats: int) -> None:
+    found = {name_of(setting): trl(folder, setting) for setting in SETTINGS}
+    print(json.dumps(found, indent=1), file=sys.stderr)
+    finished = {name: run for name, run in found.items() if run is not None}
+    best = min(finished, key=lambda name: finished[name]["seconds"])
+    [setting] = [s for s in SETTINGS if name_of(s) == best]
+    runs: dict[str, list[dict[str, float]]] = {"trl": [], "float32": [], "int8": []}
+    for repeat in range(repeats):
+        again = trl(folder, setting) if repeat else finished[best]
+        assert again is not None, "TRL's best setting failed at a repeat"
+        runs["trl"].append(again)
+        for rollout_dtype in ("float32", "int8"):
+            runs[rollout_dtype].append(ours(folder, rollout_dtype))
+        print(json.dumps({name: sides[-1] for name, sides in runs.items()}), file=sys.stderr)
+    medians = {name: median(sides) for name, sides in runs.items()}
+    summary = medians | {
+        "trl_setting": best,
+        "tried": {name: run and round(run["seconds"], 1) for name, run in found.items()},
+        "float32_ratios": compare(medians["trl"], medians["float32"]),
+        "int8_ratios": compare(medians["trl"], medians["int8"]),
+    }
+    write_result(
+        "step",
+        command="python bench/bench_step.py",
+        seeds=list(range(repeats)),
+        raw={"tried": found, "runs": runs},
+        summary=summary,
+    )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--quick", action="store_true")
+    arguments = parser.parse_args()
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary)
+        work.build(folder)
+        if arguments.quick:
+            print(json.dumps(quick(folder)))
+        else:
+            measure(folder, arguments.repeats)
+
+
+if __name__ == "__main__":
+    main()

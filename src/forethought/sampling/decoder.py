@@ -1,0 +1,63 @@
+"""Which way a model decodes: the lean step where it has one, else its own forward pass."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from forethought.sampling.cache import SlotCache, decode, row_bytes
+from forethought.sampling.lean import LeanModel
+from forethought.sampling.products import Weights
+from forethought.sampling.shared_cache import SharedCache
+
+
+class Decoder:
+    """Caches and decoding steps of one model, whose weights, dtype and device may change.
+
+    `weights` is the format of the lean step's packed matrices.
+    """
+
+    def __init__(self, model: PreTrainedModel, weights: Weights, max_cache_bytes: int) -> None:
+        self._model = model
+        self._weights: Weights = weights
+        self._max_cache_bytes = max_cache_bytes
+        self._lean: LeanModel | None = None
+        self._packed_of: list[tuple[int, int]] = []  # the weights that copies were made of
+        self._cache: SlotCache | None = None
+
+    def open(self, num_rows: int, prompt: int, own: int, columns: int) -> SlotCache | SharedCache:
+        """A cache for at most `num_rows` rows, fewer where memory is short: prompts of up to
+        `prompt` tokens, completions of up to `own`, together up to `columns`."""
+        affordable = self._max_cache_bytes // row_bytes(self._model, columns)
+        num_rows = max(1, min(num_rows, affordable))
+        self._refresh()
+        if self._lean is not None:
+            return SharedCache(self._model, num_rows, prompt, own)
+        if self._cache is None or not self._cache.fits(self._model, num_rows, columns):
+            self._cache = SlotCache(self._model, num_rows, columns)
+        return self._cache
+
+    def _refresh(self) -> None:
+        """Look for the lean step anew where weights changed. It has been measured on CPUs only, so
+        other devices go without."""
+        if self._model.device.type != "cpu":
+            self._lean = None
+            return
+        versions = [(id(p), p._version) for p in self._model.parameters()]
+        if self._lean is None or versions != self._packed_of:
+            self._lean, self._packed_of = LeanModel.of(self._model, self._weights), versions
+
+    def step(
+        self, cache: SlotCache | SharedCache, token_ids: Sequence[int], lengths: Sequence[int]
+    ) -> Tensor:
+        """Logits (n, V) behind one more token a live row; row r has lengths[r] before it."""
+        if isinstance(cache, SlotCache):
+            return decode(self._model, cache, token_ids, lengths)
+        assert self._lean is not None, "only a lean model has a shared cache"
+        return self._lean.decode(cache, token_ids, lengths)
+
+    def release(self) -> None:
+        """Give back the cache and the packed copies; they are made anew when needed."""
+        self._cache, self._lean, self._packed_of = None, None, []

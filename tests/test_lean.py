@@ -1,0 +1,152 @@
+"""The lean decoding step computes what transformers' own forward pass computes."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+from transformers import (
+    LlamaConfig,
+    LlamaForCausalLM,
+    MistralConfig,
+    MistralForCausalLM,
+    Qwen2Config,
+    Qwen2ForCausalLM,
+    Qwen3Config,
+    Qwen3ForCausalLM,
+)
+
+from forethought.sampling import products
+from forethought.sampling.cache import prefill
+from forethought.sampling.lean import LeanModel
+from forethought.sampling.products import Half, Int8, Packed, Plain, Weights, can_multiply
+from forethought.sampling.shared_cache import SharedCache
+from forethought.types import Request
+from test_sampling import make_engine, prompt_of, sampled
+
+SHAPE: dict[str, Any] = {
+    "vocab_size": 300,
+    "hidden_size": 64,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "intermediate_size": 96,
+    "max_position_embeddings": 128,
+    "pad_token_id": 0,
+}
+SCALED = {"rope_type": "linear", "factor": 2.0, "rope_theta": 10000.0}
+MODELS = {
+    "llama": lambda: LlamaForCausalLM(LlamaConfig(**SHAPE, attention_bias=True, mlp_bias=True)),
+    "llama, stretched": lambda: LlamaForCausalLM(LlamaConfig(**SHAPE, rope_parameters=SCALED)),
+    "qwen2": lambda: Qwen2ForCausalLM(Qwen2Config(**SHAPE, tie_word_embeddings=True)),
+    "qwen3": lambda: Qwen3ForCausalLM(Qwen3Config(**SHAPE, head_dim=32)),
+}
+
+
+def build(name: str) -> Any:
+    torch.manual_seed(0)
+    model = MODELS[name]().eval()
+    with torch.no_grad():  # norms and biases that do nothing would hide a mistake
+        for parameter in model.parameters():
+            parameter.add_(torch.randn_like(parameter) * 0.1)
+    return model
+
+
+def walk(model: Any, lean: LeanModel, steps: int) -> float:
+    """The largest difference from full forward passes while rows of three prompts decode, one row
+    leaves and a prompt's last row leaves."""
+    prompts = [(5, 7, 9), (11, 4, 8, 6, 3), (21,)]
+    rows = [list(prompts[p]) for p in (1, 0, 0, 2, 1, 0)]
+    cache = SharedCache(model, len(rows), 5, steps + 2)
+    ready = dict(zip(prompts, prefill(model, prompts), strict=True))
+    for r, row in enumerate(rows):
+        cache.join(r, tuple(row), ready[tuple(row)])
+    worst = 0.0
+    for step in range(steps):
+        for r, row in enumerate(rows):
+            row.append((13 * step + 17 * r + 1) % 300)
+        logits = lean.decode(cache, [row[-1] for row in rows], [len(row) - 1 for row in rows])
+        for row, found in zip(rows, logits, strict=True):
+            wanted = model(torch.tensor([row])).logits[0, -1]
+            worst = max(worst, float((found - wanted).abs().max() / wanted.std()))
+        if step in (1, 3):  # the only row of its prompt, then one of several
+            leaving = {1: 3, 3: 0}[step]
+            cache.leave(leaving, len(rows[-1]))
+            rows[leaving] = rows[-1]
+            rows.pop()
+    return worst
+
+
+@pytest.mark.parametrize("packed", [False, True], ids=["plain", "packed"])
+@pytest.mark.parametrize("name", MODELS)
+@torch.inference_mode()
+def test_decoding_equals_the_full_forward_pass(
+    name: str, packed: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if packed:
+        if not can_multiply("float32"):
+            pytest.skip("this torch packs no matrices")
+        monkeypatch.setattr(products, "_WORTH_PACKING", 0)
+    model = build(name)
+    lean = LeanModel.of(model)
+    assert lean is not None
+    assert type(lean.head) is (Packed if packed else Plain)
+    assert walk(model, lean, 6) < 1e-4
+
+
+@pytest.mark.parametrize(("weights", "bound"), [("float16", 5e-3), ("int8", 0.3)])
+@pytest.mark.parametrize("name", MODELS)
+@torch.inference_mode()
+def test_coarser_weights_stay_near_the_full_forward_pass(
+    name: str, weights: Weights, bound: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if not can_multiply(weights):
+        pytest.skip(f"no {weights} product here")
+    monkeypatch.setattr(products, "_WORTH_PACKING", 0)
+    model = build(name)
+    lean = LeanModel.of(model, weights)
+    assert lean is not None
+    assert type(lean.head) is (Half if weights == "float16" else Int8)
+    assert 1e-5 < walk(model, lean, 6) < bound
+
+
+def test_a_family_or_an_attention_without_a_lean_step_decodes_through_its_own() -> None:
+    assert LeanModel.of(MistralForCausalLM(MistralConfig(**SHAPE))) is None
+    window = Qwen2Config(**SHAPE, use_sliding_window=True, sliding_window=8, max_window_layers=1)
+    assert LeanModel.of(Qwen2ForCausalLM(window)) is None
+    dynamic = {"rope_type": "dynamic", "factor": 2.0, "rope_theta": 10000.0}
+    assert LeanModel.of(LlamaForCausalLM(LlamaConfig(**SHAPE, rope_parameters=dynamic))) is None
+
+
+@pytest.mark.skipif(not can_multiply("int8"), reason="no int8 product here")
+@torch.inference_mode()
+def test_a_row_in_int8_is_the_same_whoever_else_is_in_the_batch() -> None:
+    torch.manual_seed(0)
+    product = Int8.of([nn.Linear(64, 96)])
+    x = torch.randn(7, 64) * torch.logspace(-3, 3, 7)[:, None]
+    together = product(x)
+    for row, wanted in zip(x, together, strict=True):
+        alone = product(row[None])
+        assert torch.equal(alone[0], wanted)
+
+
+@pytest.mark.skipif(not can_multiply("int8"), reason="no int8 product here")
+def test_int8_copies_follow_the_weights(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(products, "_WORTH_PACKING", 0)
+    model = copy.deepcopy(make_engine().model)
+    request = Request(prompt_ids=prompt_of(4), params=sampled(12, n=4))
+
+    def sample(engine: Any) -> list[tuple[int, ...]]:
+        return [c.token_ids for c in engine.generate([request])[0]]
+
+    engine = make_engine(model, weights="int8")
+    before = sample(engine)
+    assert sample(engine) == before
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(torch.randn_like(parameter))
+    assert sample(engine) != before
+    assert sample(engine) == sample(make_engine(model, weights="int8"))
