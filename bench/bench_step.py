@@ -5,7 +5,8 @@
 The workload is `step_workload.py`'s. Both sides run in turn, each repeat in a process of its own
 that makes two steps, of which the second counts. TRL is tried in float32 and bfloat16, in micro-
 batches of 32 and of 8, and with transformers' continuous batching; its fastest setting is the peer
-and is measured again in turn with ours. TRL's environment is .bench/trl (make bench-env). Writes
+and is measured again in turn with ours. TRL's environment is .bench/trl (make bench-env), where the
+trial's results are kept for the next time. Writes
 docs/results/step.json; with --quick (ours in the default format and TRL's best setting of that
 file, one repeat each) it writes nothing.
 """
@@ -40,13 +41,14 @@ run_dir = "{run}"
 seed = 7  # with it, two of the four prompts of either step are dead
 model = "{folder}/model"
 task = "jsonl:{folder}/prompts.jsonl"
-num_steps = 2
+num_steps = {steps}
 prompts_per_step = {prompts}
 group_size = {group}
 max_tokens = {max_tokens}
 stop_at_boxed = false
 estimator = "grpo"
 eval_problems = 0
+max_batch_tokens = 2048
 rollout_dtype = "{rollout_dtype}"
 [optimizer]
 learning_rate = 1e-6
@@ -70,13 +72,14 @@ def run_measured(command: list[str], limit: float) -> tuple[str, float] | None:
         return (output.read(), usage.ru_maxrss / 1024) if process.returncode == 0 else None
 
 
-def ours(folder: Path, rollout_dtype: str) -> dict[str, float]:
+def ours(folder: Path, rollout_dtype: str, steps: int = 2) -> dict[str, float]:
     with tempfile.TemporaryDirectory() as temporary:
         run = Path(temporary) / "run"
         recipe = Path(temporary) / "recipe.toml"
         recipe.write_text(
             RECIPE.format(
                 run=run,
+                steps=steps,
                 folder=folder,
                 prompts=work.PROMPTS_PER_STEP,
                 group=work.GROUP_SIZE,
@@ -90,13 +93,14 @@ def ours(folder: Path, rollout_dtype: str) -> dict[str, float]:
         if found is None:
             sys.exit("error: our own step failed; run its recipe by hand")
         lines = (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
-    first, second = map(json.loads, lines[-2:])
-    totals = {name: second[name] - first[name] for name in second if name.startswith("total/")}
-    return describe(second | totals) | {"peak_megabytes": found[1]}
+    rows = [json.loads(line) for line in lines]
+    last, before = rows[-1], rows[-2] if steps > 1 else {}
+    totals = {n: last[n] - before.get(n, 0.0) for n in last if n.startswith("total/")}
+    return describe(last | totals) | {"peak_megabytes": found[1]}
 
 
 def describe(step: dict[str, float]) -> dict[str, float]:
-    """The counts of the second step: its prompts are prefilled once, in one padded batch."""
+    """The counts of a step: its prompts are prefilled once, in one padded batch."""
     rollouts = work.PROMPTS_PER_STEP * work.GROUP_SIZE
     sampled = step["total/sampled_tokens"]
     decoded = sampled - rollouts
@@ -112,8 +116,8 @@ def describe(step: dict[str, float]) -> dict[str, float]:
     }
 
 
-def trl(folder: Path, setting: tuple[str, str, str]) -> dict[str, float] | None:
-    command = [str(TRL), str(HERE / "peers" / "trl_step.py"), str(folder), *setting]
+def trl(folder: Path, setting: tuple[str, str, str], steps: int = 2) -> dict[str, float] | None:
+    command = [str(TRL), str(HERE / "peers" / "trl_step.py"), str(folder), *setting, str(steps)]
     found = run_measured(command, LIMIT)
     if found is None:
         return None
@@ -138,34 +142,44 @@ def compare(peer: dict[str, float], own: dict[str, float]) -> dict[str, float]:
 
 
 def quick(folder: Path) -> dict[str, float]:
-    """One repeat of TRL's best setting and ours, without writing anything."""
+    """One step of TRL's best setting and ours, the first of both, without writing anything."""
     stored = json.loads((RESULTS / "step.json").read_text(encoding="utf-8"))
     dtype, micro_batch, mode = stored["summary"]["trl_setting"].split("_")
-    peer, own = trl(folder, (dtype, micro_batch, mode)), ours(folder, "auto")
+    peer, own = trl(folder, (dtype, micro_batch, mode), 1), ours(folder, "auto", 1)
     if peer is None:
         sys.exit("error: TRL's step failed; is .bench/trl there? make bench-env")
     return compare(peer, own)
 
 
+def try_settings(folder: Path) -> dict[str, dict[str, float] | None]:
+    """TRL's step in every setting, once; kept in .bench, for it takes a quarter of an hour."""
+    kept = HERE.parent / ".bench" / "step_tried.json"
+    if not kept.exists():
+        found = {name_of(setting): trl(folder, setting) for setting in SETTINGS}
+        kept.write_text(json.dumps(found), encoding="utf-8")
+    tried: dict[str, dict[str, float] | None] = json.loads(kept.read_text(encoding="utf-8"))
+    print(json.dumps(tried), file=sys.stderr)
+    return tried
+
+
 def measure(folder: Path, repeats: int) -> None:
-    found = {name_of(setting): trl(folder, setting) for setting in SETTINGS}
-    print(json.dumps(found, indent=1), file=sys.stderr)
+    found = try_settings(folder)
     finished = {name: run for name, run in found.items() if run is not None}
     best = min(finished, key=lambda name: finished[name]["seconds"])
     [setting] = [s for s in SETTINGS if name_of(s) == best]
-    runs: dict[str, list[dict[str, float]]] = {"trl": [], "float32": [], "int8": []}
-    for repeat in range(repeats):
-        again = trl(folder, setting) if repeat else finished[best]
+    runs: dict[str, list[dict[str, float]]] = {"trl": [], "float16": [], "int8": []}
+    for _ in range(repeats):
+        again = trl(folder, setting)
         assert again is not None, "TRL's best setting failed at a repeat"
         runs["trl"].append(again)
-        for rollout_dtype in ("float32", "int8"):
+        for rollout_dtype in ("float16", "int8"):
             runs[rollout_dtype].append(ours(folder, rollout_dtype))
         print(json.dumps({name: sides[-1] for name, sides in runs.items()}), file=sys.stderr)
     medians = {name: median(sides) for name, sides in runs.items()}
     summary = medians | {
         "trl_setting": best,
         "tried": {name: run and round(run["seconds"], 1) for name, run in found.items()},
-        "float32_ratios": compare(medians["trl"], medians["float32"]),
+        "float16_ratios": compare(medians["trl"], medians["float16"]),
         "int8_ratios": compare(medians["trl"], medians["int8"]),
     }
     write_result(

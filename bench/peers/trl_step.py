@@ -1,7 +1,8 @@
-"""One TRL GRPO run of two steps on the step workload; prints a JSON line with the second's figures.
+"""One TRL GRPO run on the step workload; prints a JSON line with the last step's figures.
 
-    .bench/trl/bin/python bench/peers/trl_step.py FOLDER float32|bfloat16 MICRO_BATCH static|paged
+    .bench/trl/bin/python bench/peers/trl_step.py FOLDER DTYPE MICRO_BATCH MODE STEPS
 
+DTYPE: float32 or bfloat16; MODE: static, or paged for continuous batching.
 Run by bench_step.py in an environment with trl 1.16.0.
 """
 
@@ -20,8 +21,6 @@ from trl import GRPOConfig, GRPOTrainer
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import step_workload as work
-
-STEPS = 2
 
 
 class Clock(TrainerCallback):
@@ -76,7 +75,7 @@ def main() -> None:
         gradient_accumulation_steps=rows // micro,
         num_generations=work.GROUP_SIZE,
         max_completion_length=work.MAX_TOKENS,
-        max_steps=STEPS,
+        max_steps=int(sys.argv[5]),
         shuffle_dataset=False,
         use_transformers_continuous_batching=mode == "paged",
         report_to="none",

@@ -6,7 +6,9 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
+from torch.autograd import Function
+from torch.autograd.function import once_differentiable
 from transformers import PreTrainedModel
 
 
@@ -35,10 +37,69 @@ def token_logprobs(
     # not hidden[positions]: siblings share a position, and the gradient of an index adds such terms
     # up in whatever order the threads come, so that a resumed run would not end in the same bits
     needed = hidden.flatten(0, 1).index_select(0, positions)
+    head = _plain_head(model, needed)
+    if head is not None:
+        logprobs: Tensor = _HeadLogprobs.apply(needed, head, targets, temperature)  # type: ignore[no-untyped-call]
+        return logprobs
     logits = project(model, needed).float()  # (N, V)
     if temperature != 1.0:
         logits = logits / temperature
     return -F.cross_entropy(logits, targets, reduction="none")
+
+
+def _plain_head(model: PreTrainedModel, hidden: Tensor) -> Tensor | None:
+    """The head's weight (V, D) where logits are its product with float32 states and no more."""
+    caller: Any = model
+    head = caller.get_output_embeddings()
+    config = model.config.get_text_config()
+    does_more = any(
+        getattr(config, name, None)
+        for name in ("final_logit_softcapping", "logits_scaling", "logit_scale")
+    )
+    is_plain = type(head) is nn.Linear and head.bias is None and not does_more
+    is_wide = hidden.dtype == torch.float32 and not torch.is_autocast_enabled(hidden.device.type)
+    return head.weight if is_plain and is_wide else None
+
+
+class _HeadLogprobs(Function):
+    """log softmax(hidden @ weight.T / temperature)[target], with one (N, V) table in all.
+
+    cross_entropy keeps logits and log-probabilities and makes a third table for the gradient; here
+    the logits become probabilities in place, and these the gradient. So it can be walked back once.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor, temperature: float
+    ) -> Tensor:
+        """hidden: (N, D); weight: (V, D); targets: (N,). Returns (N,) nats."""
+        table = hidden @ weight.T
+        if temperature != 1.0:
+            table.div_(temperature)
+        table.sub_(table.amax(dim=-1, keepdim=True))
+        chosen = table.gather(1, targets[:, None])[:, 0]
+        total = table.exp_().sum(dim=-1)
+        table.div_(total[:, None])
+        ctx.save_for_backward(hidden, weight, targets)
+        ctx.table, ctx.temperature = table, temperature
+        return chosen - total.log()
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        hidden, weight, targets = ctx.saved_tensors
+        if ctx.table is None:
+            raise RuntimeError("the log-probabilities of a head can be walked back only once")
+        table, ctx.table = ctx.table, None
+        gradient = (gradient / ctx.temperature)[:, None]
+        table.mul_(-gradient).scatter_add_(1, targets[:, None], gradient)
+        wants_hidden, wants_weight = ctx.needs_input_grad[:2]
+        return (
+            table @ weight if wants_hidden else None,
+            table.T @ hidden if wants_weight else None,
+            None,
+            None,
+        )
 
 
 def attention_mask(model: PreTrainedModel, mask: Tensor) -> Tensor:

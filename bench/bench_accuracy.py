@@ -1,0 +1,199 @@
+"""Seconds of training until the bundled model answers as well as TRL 1.16 makes it.
+
+    python bench/bench_accuracy.py [--seeds 0 1 2] [--steps 30]
+
+Both sides start from the bundled model and train on one family with the same examples and rewards,
+32 prompts x 8 rollouts a step. TRL's learning rate is the best of three on the first seed, by the
+accuracy of its last copies; ours is the quickstart's. Every few steps the weights are kept, off
+the clock; afterwards our engine answers the same held-out problems with each copy, two samples a
+problem. A target is reached at the first copy from which on accuracy stays above a share of TRL's
+final gain. Writes docs/results/accuracy.json.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+from forethought.config import RlRecipe, parse_recipe
+from forethought.evaluation.evaluate import evaluate
+from forethought.models.load import load_model
+from forethought.models.save import save_model
+from forethought.sampling.local import LocalEngine
+from forethought.tasks.base import load_task
+from forethought.training.rl import build_learner, start_or_resume, train_step
+from forethought.training.stages import start_run
+from record import write_result
+
+ROOT = Path(__file__).resolve().parent.parent
+TRL = ROOT / ".bench" / "trl" / "bin" / "python"
+TASK, EVERY, MAX_TOKENS = "sum", 3, 80
+RATES = ["1e-4", "4e-4", "1e-3"]
+PROBLEMS, SAMPLES = 300, 2
+SHARES = [0.5, 0.75, 0.9]
+
+
+def train_trl(model: Path, rate: str, seed: int, steps: int, folder: Path) -> dict[int, float]:
+    command = [
+        TRL,
+        ROOT / "bench/peers/trl_train.py",
+        model,
+        TASK,
+        rate,
+        seed,
+        steps,
+        EVERY,
+        folder,
+    ]
+    done = subprocess.run(
+        [str(part) for part in command],
+        check=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+        env=os.environ | {"PYTHONPATH": str(ROOT / "src")},
+    )
+    seconds = json.loads(done.stdout.splitlines()[-1])
+    return {int(step): spent for step, spent in seconds.items()}
+
+
+def train_own(seed: int, steps: int, folder: Path) -> dict[int, float]:
+    recipe = parse_recipe(
+        {
+            "stage": "rl",
+            "run_dir": str(folder / "run"),
+            "seed": seed,
+            "model": "bundled:seedling",
+            "task": TASK,
+            "num_steps": steps,
+            "prompts_per_step": 32,
+            "group_size": 8,
+            "max_tokens": MAX_TOKENS,
+            "stop_at_boxed": False,
+            "eval_problems": 0,
+            "optimizer": {"learning_rate": 4e-4, "warmup_steps": 5},
+            "reward": {"parts": {"accuracy": 1.0, "format": 0.1}},
+        }
+    )
+    assert isinstance(recipe, RlRecipe), "the recipe above is one of RL"
+    seconds, spent = {}, 0.0
+    with start_run(recipe, ["bench_accuracy"]) as run:
+        learner = build_learner(recipe, run)
+        start_or_resume(learner, run, 0)
+        for step in range(1, steps + 1):
+            began = time.perf_counter()
+            train_step(learner, run, step)
+            spent += time.perf_counter() - began
+            if step % EVERY == 0:
+                save_model(learner.policy, learner.tokenizer, folder / f"step-{step}")
+                seconds[step] = spent
+    return seconds
+
+
+def accuracy_of(model: str, base: str) -> float:
+    """Percent of samples right on the held-out problems."""
+    engine = LocalEngine(load_model(model).model, load_model(base).tokenizer)
+    found = evaluate(
+        engine,
+        load_task(TASK, split="test"),
+        num_samples=SAMPLES,
+        max_tokens=MAX_TOKENS,
+        limit=PROBLEMS,
+        stop_at_boxed=False,
+    )
+    scores = [score or 0.0 for result in found.results for score in result.scores]
+    return 100 * sum(scores) / len(scores)
+
+
+def curve(folder: Path, seconds: dict[int, float], base: str) -> list[dict[str, float]]:
+    return [
+        {"step": s, "seconds": spent, "accuracy": accuracy_of(str(folder / f"step-{s}"), base)}
+        for s, spent in seconds.items()
+    ]
+
+
+def reached(points: list[dict[str, float]], target: float) -> float | None:
+    """Seconds of the first point from which on accuracy stays at or above the target."""
+    found = None
+    for point in reversed(points):
+        if point["accuracy"] < target:
+            break
+        found = point["seconds"]
+    return found
+
+
+def final(points: list[dict[str, float]]) -> float:
+    """The accuracy of the last three points."""
+    return statistics.mean(point["accuracy"] for point in points[-3:])
+
+
+def compare(start: float, peer: list[dict[str, float]], own: list[dict[str, float]]) -> Any:
+    gain = final(peer) - start
+    result: dict[str, Any] = {"trl_final": round(final(peer), 1), "own_final": round(final(own), 1)}
+    for share in SHARES:
+        target = start + share * gain
+        theirs, ours = reached(peer, target), reached(own, target)
+        result[f"at_{share:.0%}".rstrip("%")] = {
+            "target": round(target, 1),
+            "trl_seconds": theirs and round(theirs, 1),
+            "own_seconds": ours and round(ours, 1),
+            "ratio": round(theirs / ours, 2) if theirs and ours else None,
+        }
+    return result
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--steps", type=int, default=30)
+    arguments = parser.parse_args()
+    base, steps, first = "bundled:seedling", arguments.steps, arguments.seeds[0]
+    curves: dict[str, list[dict[str, float]]] = {}
+    with tempfile.TemporaryDirectory() as temporary:
+        model = Path(temporary) / "seedling"
+        loaded = load_model(base)
+        save_model(loaded.model, loaded.tokenizer, model)
+        start = accuracy_of(str(model), base)
+
+        def peer(rate: str, seed: int) -> list[dict[str, float]]:
+            name = f"trl_{rate}_{seed}"
+            if name not in curves:
+                folder = Path(temporary) / name
+                curves[name] = curve(folder, train_trl(model, rate, seed, steps, folder), base)
+                print(name, curves[name][-1], file=sys.stderr)
+            return curves[name]
+
+        tried = {rate: final(peer(rate, first)) for rate in RATES}
+        best = max(tried, key=lambda rate: tried[rate])
+        seeds = {}
+        for seed in arguments.seeds:
+            theirs, folder = peer(best, seed), Path(temporary) / f"own-{seed}"
+            own = curve(folder, train_own(seed, steps, folder), base)
+            curves[f"own_{seed}"] = own
+            seeds[f"seed_{seed}"] = compare(start, theirs, own)
+            print(json.dumps(seeds[f"seed_{seed}"]), file=sys.stderr)
+    ratios = {
+        f"median_ratio_at_{share:.0%}".rstrip("%"): statistics.median(
+            found[f"at_{share:.0%}".rstrip("%")]["ratio"] or 0.0 for found in seeds.values()
+        )
+        for share in SHARES
+    }
+    write_result(
+        "accuracy",
+        command="python bench/bench_accuracy.py",
+        seeds=arguments.seeds,
+        raw=curves,
+        summary={"start": round(start, 1), "trl_rate": best, "trl_rates": tried} | seeds | ratios,
+    )
+
+
+if __name__ == "__main__":
+    main()

