@@ -100,7 +100,9 @@ def train_own(seed: int, steps: int, folder: Path) -> dict[int, float]:
 
 def accuracy_of(model: str, base: str) -> float:
     """Percent of samples right on the held-out problems."""
-    engine = LocalEngine(load_model(model).model, load_model(base).tokenizer)
+    load_model(base).tokenizer.save_pretrained(model)  # TRL's copies have none
+    loaded = load_model(model)
+    engine = LocalEngine(loaded.model, loaded.tokenizer)
     found = evaluate(
         engine,
         load_task(TASK, split="test"),
@@ -188,7 +190,7 @@ def main() -> None:
     }
     write_result(
         "accuracy",
-        command="python bench/bench_accuracy.py",
+        command=" ".join(["python", f"bench/{Path(sys.argv[0]).name}", *sys.argv[1:]]),
         seeds=arguments.seeds,
         raw=curves,
         summary={"start": round(start, 1), "trl_rate": best, "trl_rates": tried} | seeds | ratios,

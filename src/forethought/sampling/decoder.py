@@ -7,10 +7,13 @@ from collections.abc import Sequence
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from forethought.machine import describe_machine
 from forethought.sampling.cache import SlotCache, decode, row_bytes
 from forethought.sampling.lean import LeanModel
 from forethought.sampling.products import Weights
 from forethought.sampling.shared_cache import SharedCache
+
+_SHARE_OF_MEMORY = 0.25
 
 
 class Decoder:
@@ -47,7 +50,8 @@ class Decoder:
             return
         versions = [(id(p), p._version) for p in self._model.parameters()]
         if self._lean is None or versions != self._packed_of:
-            self._lean, self._packed_of = LeanModel.of(self._model, self._weights), versions
+            weights = self._weights if _can_afford_copies(self._model) else None
+            self._lean, self._packed_of = LeanModel.of(self._model, weights), versions
 
     def step(
         self, cache: SlotCache | SharedCache, token_ids: Sequence[int], lengths: Sequence[int]
@@ -61,3 +65,10 @@ class Decoder:
     def release(self) -> None:
         """Give back the cache and the packed copies; they are made anew when needed."""
         self._cache, self._lean, self._packed_of = None, None, []
+
+
+def _can_afford_copies(model: PreTrainedModel) -> bool:
+    """Whether the model is small enough beside the machine's memory to be packed a second time."""
+    memory = describe_machine().memory_bytes
+    size = sum(p.numel() * p.element_size() for p in model.parameters())
+    return memory is None or size <= _SHARE_OF_MEMORY * memory

@@ -52,8 +52,9 @@ class LeanModel:
     num_kv_heads: int
 
     @staticmethod
-    def of(model: PreTrainedModel, weights: Weights = "float32") -> LeanModel | None:
-        """The lean view of `model`; None where its family has none."""
+    def of(model: PreTrainedModel, weights: Weights | None = "float32") -> LeanModel | None:
+        """The lean view of `model`; None where its family has none. Large matrices are packed in
+        the format `weights`; with None they stay as they are."""
         if not is_lean(model):
             return None
         base: Any = model.base_model
@@ -131,7 +132,7 @@ def is_lean(model: PreTrainedModel) -> bool:
     )
 
 
-def _block(layer: Any, weights: Weights) -> Block:
+def _block(layer: Any, weights: Weights | None) -> Block:
     attention, mlp = layer.self_attn, layer.mlp
 
     def product(*layers: nn.Module) -> Product:

@@ -28,14 +28,14 @@ class Product(Protocol):
     def __call__(self, x: Tensor) -> Tensor: ...
 
 
-def product_of(layers: Sequence[nn.Module], weights: Weights) -> Product:
+def product_of(layers: Sequence[nn.Module], weights: Weights | None) -> Product:
     """The product of these layers with weights in that format: packed where the layers are plain,
-    large and float32."""
+    large and float32; never with None."""
     parameters = [p for layer in layers for p in layer.parameters()]
     is_plain = all(type(layer) is nn.Linear for layer in layers)
     is_wide = all(p.dtype == torch.float32 and p.device.type == "cpu" for p in parameters)
     is_large = sum(p.numel() for p in parameters) >= _WORTH_PACKING
-    if is_plain and is_wide and is_large and can_multiply(weights):
+    if weights and is_plain and is_wide and is_large and can_multiply(weights):
         return _KINDS[weights].of(layers)
     return Plain(tuple(layers))
 
