@@ -11,7 +11,6 @@ from forethought.errors import ModelError
 from forethought.models.heads import token_logprobs
 from forethought.models.load import LoadedModel, load_model
 from forethought.models.registry import cache_folder, get_model
-from forethought.models.resolve import BUNDLED_DIR
 from forethought.sampling.local import LocalEngine
 from forethought.types import Request, SamplingParams
 
@@ -35,8 +34,6 @@ def smollm2() -> LoadedModel:
 
 @pytest.fixture(scope="module")
 def seedling() -> LoadedModel:
-    if not (BUNDLED_DIR / "seedling" / "config.json").is_file():
-        pytest.skip("this installation has no bundled seedling")
     return load_model("bundled:seedling", device="cpu")
 
 

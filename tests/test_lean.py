@@ -154,6 +154,16 @@ def test_int8_copies_follow_the_weights(monkeypatch: pytest.MonkeyPatch) -> None
     assert sample(engine) == sample(make_engine(model, weights="int8"))
 
 
+def test_a_model_loaded_in_inference_mode_can_be_sampled_from() -> None:
+    with torch.inference_mode():
+        model = copy.deepcopy(make_engine().model)
+        assert next(model.parameters()).is_inference()
+    request = Request(prompt_ids=prompt_of(4), params=sampled(5))
+    [[found]] = make_engine(model).generate([request])
+    [[wanted]] = make_engine().generate([request])
+    assert found.token_ids == wanted.token_ids
+
+
 def test_a_model_too_large_to_be_copied_is_read_where_it_is(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

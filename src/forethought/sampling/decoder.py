@@ -48,7 +48,8 @@ class Decoder:
         if self._model.device.type != "cpu":
             self._lean = None
             return
-        versions = [(id(p), p._version) for p in self._model.parameters()]
+        parameters = self._model.parameters()
+        versions = [(id(p), 0 if p.is_inference() else p._version) for p in parameters]
         if self._lean is None or versions != self._packed_of:
             weights = self._weights if _can_afford_copies(self._model) else None
             self._lean, self._packed_of = LeanModel.of(self._model, weights), versions

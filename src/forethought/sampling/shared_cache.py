@@ -28,48 +28,44 @@ class SharedCache:
     def __init__(
         self, model: PreTrainedModel, max_rows: int, prompt_columns: int, own_columns: int
     ) -> None:
-        self._shape = cache_shape(model)
+        self.shape = cache_shape(model)  # layers, kv_heads, head_dim
         self.dtype, self.device = model.dtype, model.device
         self.max_rows = max_rows
-        self.prompt_columns, self.own_columns = round_up(prompt_columns), round_up(own_columns)
+        self._prompt_columns, self.own_columns = round_up(prompt_columns), round_up(own_columns)
         self.own = self._allocate(max_rows, self.own_columns)
-        self.prompts = self._allocate(min(max_rows, _FIRST_GROUPS), self.prompt_columns)
+        self._prompts = self._allocate(min(max_rows, _FIRST_GROUPS), self._prompt_columns)
         self._groups: list[Prompt] = []
+        self._place: dict[Prompt, int] = {}  # of each prompt in _groups
         self._members: list[list[int]] = []  # the rows of each group
         self._group_of: list[int] = []  # of each live row
         self._seating: _Seating | None = None
 
     def _allocate(self, count: int, columns: int) -> Tensor:
         """(layers, keys and values, count, kv_heads, columns, head_dim)"""
-        layers, kv_heads, head_dim = self._shape
+        layers, kv_heads, head_dim = self.shape
         shape = (layers, 2, count, kv_heads, columns, head_dim)
         return torch.zeros(shape, dtype=self.dtype, device=self.device)
 
-    def fits(self, model: PreTrainedModel, rows: int, prompt: int, own: int) -> bool:
-        """Whether `model`, which may have changed its dtype or device, can use this allocation."""
-        is_same = (self.dtype, self.device) == (model.dtype, model.device)
-        has_room = prompt <= self.prompt_columns and own <= self.own_columns
-        return is_same and has_room and rows <= self.max_rows
-
     def join(self, row: int, prompt: Prompt, prefill: Prefill) -> None:
         """Row `row`, the next free one, begins behind `prompt`."""
-        if prompt not in self._groups:
+        if prompt not in self._place:
             self._add_group(prompt, prefill)
-        group = self._groups.index(prompt)
+        group = self._place[prompt]
         self._members[group].append(row)
         self._group_of.append(group)
         self._seating = None
 
     def _add_group(self, prompt: Prompt, prefill: Prefill) -> None:
         group = len(self._groups)
-        if group == self.prompts.shape[2]:
-            more = self._allocate(min(group, self.max_rows - group), self.prompt_columns)
-            self.prompts = torch.cat([self.prompts, more], dim=2)
+        if group == self._prompts.shape[2]:
+            more = self._allocate(min(group, self.max_rows - group), self._prompt_columns)
+            self._prompts = torch.cat([self._prompts, more], dim=2)
         self._groups.append(prompt)
+        self._place[prompt] = group
         self._members.append([])
         for layer, pair in enumerate(prefill.layers):
             for part, values in enumerate(pair):  # (kv_heads, P, head_dim)
-                self.prompts[layer, part, group, :, : len(prompt)] = values
+                self._prompts[layer, part, group, :, : len(prompt)] = values
 
     def leave(self, row: int, length: int) -> None:
         """Row `row` ends; the last live row, which has `length` tokens in all, takes its place."""
@@ -90,11 +86,13 @@ class SharedCache:
 
     def _drop_group(self, group: int) -> None:
         last = len(self._groups) - 1
+        del self._place[self._groups[group]]
         if group != last:
-            self.prompts[:, :, group] = self.prompts[:, :, last]
+            self._prompts[:, :, group] = self._prompts[:, :, last]
             for row in self._members[last]:
                 self._group_of[row] = group
             self._groups[group], self._members[group] = self._groups[last], self._members[last]
+            self._place[self._groups[last]] = group
         self._groups.pop()
         self._members.pop()
 
@@ -109,7 +107,7 @@ class SharedCache:
         for members in self._members:
             for seat, row in enumerate(members):
                 seats[row] = seat
-        _, kv_heads, head_dim = self._shape
+        _, kv_heads, head_dim = self.shape
         num_groups, num_seats = len(self._groups), max(map(len, self._members))
         device = self.device
         lengths = torch.tensor([len(prompt) for prompt in self._groups], device=device)
@@ -117,7 +115,7 @@ class SharedCache:
         at_head = groups[:, None] * kv_heads + torch.arange(kv_heads, device=device)
         seated = at_head * num_seats + torch.tensor(seats, device=device)[:, None]
         width = int(lengths.max())
-        prompts = self.prompts[:, :, :num_groups, :, :width].flatten(2, 3)
+        prompts = self._prompts[:, :, :num_groups, :, :width].flatten(2, 3)
         is_hidden = torch.arange(width, device=device) >= lengths[:, None]
         # seats that nobody sits on stay 0 and are never read back
         lead = (num_groups * kv_heads * num_seats, num_heads // kv_heads)
@@ -156,7 +154,7 @@ class Step:
     """What all layers of one decoding step share."""
 
     def __init__(self, cache: SharedCache, seating: _Seating, lengths: Sequence[int]) -> None:
-        _, kv_heads, head_dim = cache._shape
+        _, kv_heads, head_dim = cache.shape
         device, n = cache.device, len(lengths)
         self._seating = seating
         self._scale = head_dim**-0.5
