@@ -23,11 +23,12 @@ import time
 from pathlib import Path
 from typing import Any
 
-from forethought.config import RlRecipe, parse_recipe
+from forethought.config import parse_recipe
 from forethought.evaluation.evaluate import evaluate
 from forethought.models.load import load_model
 from forethought.models.save import save_model
 from forethought.sampling.local import LocalEngine
+from forethought.schema import RlRecipe
 from forethought.tasks.base import load_task
 from forethought.training.rl import build_learner, start_or_resume, train_step
 from forethought.training.stages import start_run

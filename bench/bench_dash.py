@@ -33,11 +33,12 @@ from typing import Any
 
 import torch
 
-from forethought.config import RlRecipe, parse_recipe
+from forethought.config import parse_recipe
 from forethought.evaluation.evaluate import evaluate
 from forethought.evaluation.metrics import paired_difference
 from forethought.models.heads import token_logprobs
 from forethought.run import Run
+from forethought.schema import RlRecipe
 from forethought.training.losses import kl_penalty, policy_gradient_loss, token_weights
 from forethought.training.rl import Learner, build_learner, check_rl, start_or_resume, train_step
 from forethought.training.rollouts import (

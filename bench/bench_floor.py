@@ -19,10 +19,10 @@ from typing import Any
 
 import torch
 
-from forethought.config import Optimizer
 from forethought.models.load import load_model
 from forethought.sampling.cache import prefill
 from forethought.sampling.decoder import Decoder
+from forethought.schema import Optimizer
 from forethought.training.batch import batch_logprobs, pack_batches, pairs_per_token
 from forethought.training.strips import Row
 from forethought.training.update import apply_update, build_optimizers

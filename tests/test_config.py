@@ -10,17 +10,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from forethought.config import (
-    AnyRecipe,
-    PipelineRecipe,
-    PretrainRecipe,
-    RlRecipe,
-    SftRecipe,
-    dump_recipe,
-    load_recipe,
-    parse_recipe,
-)
+from forethought.config import AnyRecipe, dump_recipe, load_recipe, parse_recipe
 from forethought.errors import RecipeError
+from forethought.schema import PipelineRecipe, PretrainRecipe, RlRecipe, SftRecipe
 from forethought.toml import to_toml
 
 RECIPES = sorted((Path(__file__).resolve().parent.parent / "recipes").glob("*.toml"))

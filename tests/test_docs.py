@@ -15,7 +15,7 @@ import pytest
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
-from forethought import config
+from forethought import schema
 from forethought.config import STAGES, parse_recipe
 from forethought.evaluation.evaluate import Evaluation, ProblemResult
 from forethought.grading.rewards import dry_run_reward, load_reward
@@ -66,9 +66,9 @@ def recipe_sections() -> list[tuple[str, dict[str, FieldInfo]]]:
     for stage, recipe in STAGES.items():
         own = {name: f for name, f in recipe.model_fields.items() if name not in SHARED}
         found.append((f'stage = "{stage}"', own))
-    pipeline = {n: f for n, f in config.PipelineRecipe.model_fields.items() if n != "stages"}
+    pipeline = {n: f for n, f in schema.PipelineRecipe.model_fields.items() if n != "stages"}
     found.append(('stage = "pipeline"', pipeline | {"model": rl["model"]}))
-    found += [(head, getattr(config, name).model_fields) for name, head in TABLES.items()]
+    found += [(head, getattr(schema, name).model_fields) for name, head in TABLES.items()]
     return found
 
 
@@ -97,11 +97,11 @@ def assert_default(place: str, text: str, field: FieldInfo) -> None:
 def test_every_table_of_a_recipe_has_a_section() -> None:
     nested = {
         value.__name__
-        for value in vars(config).values()
+        for value in vars(schema).values()
         if isinstance(value, type)
         and issubclass(value, BaseModel)
-        and not value.__name__.startswith("_")
-        and value not in (BaseModel, config.PipelineRecipe, *STAGES.values())
+        and value not in (BaseModel, schema.Section, schema.RecipeBase, schema.PipelineRecipe)
+        and value not in STAGES.values()
     }
     assert nested == TABLES.keys()
 

@@ -18,7 +18,7 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 # A room may use the rooms before it, and its own line.
 ROOMS = [
     {"types", "errors"},
-    {"config", "toml", "run", "durable", "machine", "memory"},
+    {"config", "schema", "toml", "run", "durable", "machine", "memory"},
     {"grading"},
     {"tasks"},
     {"models"},

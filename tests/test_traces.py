@@ -9,8 +9,9 @@ from random import Random
 
 import pytest
 
-from forethought.config import PretrainRecipe, load_recipe
+from forethought.config import load_recipe
 from forethought.grading.answers import extract_answer
+from forethought.schema import PretrainRecipe
 from forethought.tasks.base import FAMILIES
 from forethought.tasks.problems import Arithmetic, is_test_key
 from forethought.tasks.traces import (

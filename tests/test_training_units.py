@@ -14,11 +14,11 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from forethought.config import Optimizer, PretrainRecipe, RlRecipe
 from forethought.errors import TrainingStopped
 from forethought.models.heads import token_logprobs
 from forethought.run import Run
 from forethought.sampling.local import LocalEngine
+from forethought.schema import Optimizer, PretrainRecipe, RlRecipe
 from forethought.tasks.base import load_task
 from forethought.tasks.traces import Document
 from forethought.training import checkpoint

@@ -15,9 +15,10 @@ from forethought.cli.train import shown_fields
 from forethought.errors import EngineError, RecipeError, UserError
 
 if TYPE_CHECKING:
-    from forethought.config import AnyRecipe, RlRecipe
+    from forethought.config import AnyRecipe
     from forethought.evaluation.before_after import Comparison, Measurement
     from forethought.run import Run
+    from forethought.schema import RlRecipe
 
 PROBLEMS = 200  # held-out problems measured before and after
 
@@ -104,7 +105,7 @@ def _require_a_comparison(recipe: RlRecipe) -> None:
 
 
 def _require_rl(recipe: AnyRecipe) -> RlRecipe:
-    from forethought.config import RlRecipe
+    from forethought.schema import RlRecipe
 
     if not isinstance(recipe, RlRecipe):
         raise RecipeError(

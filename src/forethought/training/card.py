@@ -9,8 +9,8 @@ from statistics import fmean
 
 from transformers import PreTrainedModel
 
-from forethought.config import PretrainRecipe
 from forethought.run import Run
+from forethought.schema import PretrainRecipe
 
 _LAST_STEPS = 50
 

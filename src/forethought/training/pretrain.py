@@ -7,11 +7,11 @@ from typing import Any
 
 from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
-from forethought.config import PretrainRecipe
 from forethought.models.load import pick_device
 from forethought.models.save import save_model
 from forethought.models.tiny import build_model, train_tokenizer
 from forethought.run import Run
+from forethought.schema import PretrainRecipe
 from forethought.tasks.base import FAMILIES
 from forethought.tasks.traces import draw_document
 from forethought.training.card import model_card

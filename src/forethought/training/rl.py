@@ -17,7 +17,6 @@ import torch
 from jinja2 import TemplateError
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from forethought.config import RlRecipe
 from forethought.errors import RecipeError, RewardError
 from forethought.evaluation.evaluate import evaluate
 from forethought.grading.rewards import RewardPart, dry_run_reward, load_reward
@@ -30,6 +29,7 @@ from forethought.sampling.cache import sliding_window
 from forethought.sampling.lean import is_lean
 from forethought.sampling.local import LocalEngine
 from forethought.sampling.products import Weights, can_multiply
+from forethought.schema import RlRecipe
 from forethought.tasks.base import load_task
 from forethought.training.batch import Batch, batch_logprobs, pack_batches, pairs_per_token
 from forethought.training.checkpoint import settled_dtypes

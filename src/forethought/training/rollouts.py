@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
-from forethought.config import RlRecipe
 from forethought.grading.rewards import RewardPart, score_rollouts
 from forethought.sampling.draw import stable_seed
+from forethought.schema import RlRecipe
 from forethought.training.advantages import ESTIMATORS
 from forethought.training.text import shuffled_index
 from forethought.types import (

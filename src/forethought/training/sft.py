@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from forethought.config import SftRecipe
 from forethought.models.load import context_of, load_model
 from forethought.models.save import save_model
 from forethought.run import Run
+from forethought.schema import SftRecipe
 from forethought.tasks.traces import Document
 from forethought.training.checkpoint import settled_dtypes
 from forethought.training.loop import Metrics, OnStep, run_steps

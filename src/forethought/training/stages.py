@@ -6,16 +6,10 @@ import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
-from forethought.config import (
-    AnyRecipe,
-    PipelineRecipe,
-    PretrainRecipe,
-    RlRecipe,
-    SftRecipe,
-    dump_recipe,
-)
+from forethought.config import AnyRecipe, dump_recipe
 from forethought.models.resolve import resolve
 from forethought.run import Run
+from forethought.schema import PipelineRecipe, PretrainRecipe, RlRecipe, SftRecipe
 from forethought.training.loop import Metrics, OnStep
 
 

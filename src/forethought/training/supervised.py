@@ -9,9 +9,9 @@ from collections.abc import Callable, Sequence
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from forethought.config import Optimizer
 from forethought.models.precision import compute_in
 from forethought.models.threads import fit_threads
+from forethought.schema import Optimizer
 from forethought.tasks.traces import Document
 from forethought.training.batch import batch_logprobs, pack_batches
 from forethought.training.loop import Metrics

@@ -9,8 +9,8 @@ from random import Random
 
 from transformers import PreTrainedTokenizerBase
 
-from forethought.config import Mixture
 from forethought.errors import RecipeError
+from forethought.schema import Mixture
 from forethought.tasks import traces
 from forethought.tasks.base import FAMILIES
 from forethought.tasks.traces import WRITERS, Document, TraceQuality, draw_document
