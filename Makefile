@@ -85,7 +85,7 @@ $(VENV)/.torch: constraints.txt | $(VENV)/.created
 	@touch $@
 
 $(VENV)/.installed: $(SOURCES) | $(VENV)/.torch
-	@$(PIP) -qq install -c constraints.txt -e .
+	@$(PIP) -qq install -c constraints.txt -e '.[fast]'
 	@touch $@
 
 $(VENV)/.installed-dev: $(SOURCES) | $(VENV)/.torch

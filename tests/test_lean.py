@@ -22,7 +22,7 @@ from transformers import (
 
 from forethought.sampling import products
 from forethought.sampling.cache import prefill
-from forethought.sampling.decoder import Decoder
+from forethought.sampling.decoder import Decoder, has_lean_step
 from forethought.sampling.lean import LeanModel
 from forethought.sampling.products import Half, Int8, Packed, Plain, Weights, can_multiply
 from forethought.sampling.shared_cache import SharedCache
@@ -94,7 +94,6 @@ def test_decoding_equals_the_full_forward_pass(
         monkeypatch.setattr(products, "_WORTH_PACKING", 0)
     model = build(name)
     lean = LeanModel.of(model)
-    assert lean is not None
     assert type(lean.head) is (Packed if packed else Plain)
     assert walk(model, lean, 6) < 1e-4
 
@@ -110,17 +109,17 @@ def test_coarser_weights_stay_near_the_full_forward_pass(
     monkeypatch.setattr(products, "_WORTH_PACKING", 0)
     model = build(name)
     lean = LeanModel.of(model, weights)
-    assert lean is not None
     assert type(lean.head) is (Half if weights == "float16" else Int8)
     assert 1e-5 < walk(model, lean, 6) < bound
 
 
 def test_a_family_or_an_attention_without_a_lean_step_decodes_through_its_own() -> None:
-    assert LeanModel.of(MistralForCausalLM(MistralConfig(**SHAPE))) is None
+    assert has_lean_step(build("llama"))
+    assert not has_lean_step(MistralForCausalLM(MistralConfig(**SHAPE)))
     window = Qwen2Config(**SHAPE, use_sliding_window=True, sliding_window=8, max_window_layers=1)
-    assert LeanModel.of(Qwen2ForCausalLM(window)) is None
+    assert not has_lean_step(Qwen2ForCausalLM(window))
     dynamic = {"rope_type": "dynamic", "factor": 2.0, "rope_theta": 10000.0}
-    assert LeanModel.of(LlamaForCausalLM(LlamaConfig(**SHAPE, rope_parameters=dynamic))) is None
+    assert not has_lean_step(LlamaForCausalLM(LlamaConfig(**SHAPE, rope_parameters=dynamic)))
 
 
 @pytest.mark.skipif(not can_multiply("int8"), reason="no int8 product here")
@@ -179,3 +178,15 @@ def test_a_model_too_large_to_be_copied_is_read_where_it_is(
         assert decoder._lean is not None
         heads.append(type(decoder._lean.head))
     assert heads == [Packed if can_multiply("float32") else Plain, Plain]
+
+
+def test_without_numba_a_model_decodes_through_its_own_forward_pass(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    request = Request(prompt_ids=prompt_of(4), params=sampled(12, n=3))
+    wanted = make_engine().generate([request])
+    monkeypatch.setattr("forethought.sampling.decoder.find_spec", lambda name: None)
+    engine = make_engine()
+    found = engine.generate([request])
+    assert engine._decoder._lean is None
+    assert [c.token_ids for c in found[0]] == [c.token_ids for c in wanted[0]]

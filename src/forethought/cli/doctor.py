@@ -13,6 +13,7 @@ from forethought.cli.console import console, print_json
 
 # Extra of the package -> the module it brings, the name to install it by, what it is for.
 EXTRAS = {
+    "fast": ("numba", "numba", "faster sampling on CPUs"),
     "gguf": ("gguf", "gguf", "fetching models that ship as GGUF"),
     "gym": ("reasoning_gym", "reasoning-gym", "the task families of reasoning-gym"),
     "parquet": ("pyarrow", "pyarrow", "tasks in Parquet files"),

@@ -1,18 +1,28 @@
-"""Which way a model decodes: the lean step where it has one, else its own forward pass."""
+"""Which way a model decodes: the lean step where it has one, else its own forward pass.
+
+The lean step (`sampling/lean.py`) serves the Llama and Qwen families on CPUs, where numba is
+installed. Everything else decodes through its own forward pass (`sampling/cache.py`).
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from importlib.util import find_spec
+from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 from transformers import PreTrainedModel
 
 from forethought.machine import describe_machine
 from forethought.sampling.cache import SlotCache, decode, row_bytes
-from forethought.sampling.lean import LeanModel
 from forethought.sampling.products import Weights
-from forethought.sampling.shared_cache import SharedCache
 
+if TYPE_CHECKING:
+    from forethought.sampling.lean import LeanModel
+    from forethought.sampling.shared_cache import SharedCache
+
+FAMILIES = frozenset({"llama", "qwen2", "qwen3"})
+_STATIC_ROPE = frozenset({"default", "linear", "llama3", "yarn"})
 _SHARE_OF_MEMORY = 0.25
 
 
@@ -37,20 +47,23 @@ class Decoder:
         num_rows = max(1, min(num_rows, affordable))
         self._refresh()
         if self._lean is not None:
+            from forethought.sampling.shared_cache import SharedCache
+
             return SharedCache(self._model, num_rows, prompt, own)
         if self._cache is None or not self._cache.fits(self._model, num_rows, columns):
             self._cache = SlotCache(self._model, num_rows, columns)
         return self._cache
 
     def _refresh(self) -> None:
-        """Look for the lean step anew where weights changed. It has been measured on CPUs only, so
-        other devices go without."""
-        if self._model.device.type != "cpu":
+        """Look for the lean step anew where weights changed."""
+        if not has_lean_step(self._model):
             self._lean = None
             return
         parameters = self._model.parameters()
         versions = [(id(p), 0 if p.is_inference() else p._version) for p in parameters]
         if self._lean is None or versions != self._packed_of:
+            from forethought.sampling.lean import LeanModel
+
             weights = self._weights if _can_afford_copies(self._model) else None
             self._lean, self._packed_of = LeanModel.of(self._model, weights), versions
 
@@ -66,6 +79,24 @@ class Decoder:
     def release(self) -> None:
         """Give back the cache and the packed copies; they are made anew when needed."""
         self._cache, self._lean, self._packed_of = None, None, []
+
+
+def has_lean_step(model: PreTrainedModel) -> bool:
+    """Whether the lean step computes what this model does: its family, full attention, fixed RoPE,
+    SwiGLU. And whether it can here: on a CPU, where numba is installed."""
+    config: Any = model.config
+    base: Any = model.base_model
+    rope = getattr(getattr(base, "rotary_emb", None), "rope_type", None)
+    kinds = set(getattr(config, "layer_types", None) or ["full_attention"])
+    return (
+        config.model_type in FAMILIES
+        and rope in _STATIC_ROPE
+        and kinds == {"full_attention"}
+        and not getattr(base, "has_sliding_layers", False)
+        and config.hidden_act == "silu"
+        and model.device.type == "cpu"
+        and find_spec("numba") is not None
+    )
 
 
 def _can_afford_copies(model: PreTrainedModel) -> bool:

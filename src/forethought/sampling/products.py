@@ -23,7 +23,7 @@ Weights = Literal["float32", "float16", "int8"]
 
 
 class Product(Protocol):
-    """Layers with one input, their outputs side by side: x (n, K) to (n, N)."""
+    """Layers with one input, their outputs side by side: x (n, K) to (n, N), both float32."""
 
     def __call__(self, x: Tensor) -> Tensor: ...
 
@@ -47,8 +47,9 @@ class Plain:
     layers: tuple[nn.Module, ...]
 
     def __call__(self, x: Tensor) -> Tensor:
+        x = x.to(next(self.layers[0].parameters()).dtype)
         found = [layer(x) for layer in self.layers]
-        return torch.cat(found, dim=-1) if len(found) > 1 else found[0]
+        return (torch.cat(found, dim=-1) if len(found) > 1 else found[0]).float()
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,11 +119,12 @@ class Int8:
         return Int8(packed, bias)
 
     def __call__(self, x: Tensor) -> Tensor:
-        largest = torch.linalg.vector_norm(x, float("inf"), -1, keepdim=True).clamp_(
-            min=_SMALLEST
-        )  # (n, 1)
+        from forethought.sampling.kernels import scale_rows  # numba is an extra
+
+        scaled, largest = torch.empty_like(x), torch.empty(len(x), 1)
+        scale_rows(x.numpy(), scaled.numpy(), largest.numpy())
         product: Any = torch.ops.quantized.linear_with_input_q_dq_qweight_dq_output_fp32
-        y: Tensor = product(x / largest, 1 / _INPUT_LEVELS, _INPUT_ZERO, self.packed).mul_(largest)
+        y: Tensor = product(scaled, 1 / _INPUT_LEVELS, _INPUT_ZERO, self.packed).mul_(largest)
         return y if self.bias is None else y.add_(self.bias)
 
 
@@ -151,6 +153,6 @@ def can_multiply(weights: Weights) -> bool:
         wanted = layer(x)
         try:
             y = _KINDS[weights].of([layer])(x)
-        except (RuntimeError, AttributeError, NotImplementedError, TypeError):
+        except (RuntimeError, AttributeError, NotImplementedError, TypeError, ImportError):
             return False
         return bool((y - wanted).abs().max() < 0.05 * wanted.abs().max())

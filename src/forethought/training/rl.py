@@ -26,7 +26,7 @@ from forethought.models.save import save_model
 from forethought.models.threads import fit_threads
 from forethought.run import Run
 from forethought.sampling.cache import sliding_window
-from forethought.sampling.lean import is_lean
+from forethought.sampling.decoder import has_lean_step
 from forethought.sampling.local import LocalEngine
 from forethought.sampling.products import Weights, can_multiply
 from forethought.schema import RlRecipe
@@ -152,16 +152,16 @@ def _rollout_weights(loaded: LoadedModel, wanted: str, dtype: torch.dtype) -> We
     """The format of packed weights, None for the model's own forward pass in `dtype`."""
     if wanted == "bfloat16":
         return None
-    can_pack = loaded.model.device.type == "cpu" and is_lean(loaded.model)
+    can_pack = has_lean_step(loaded.model)
     if wanted == "auto":
         is_better = can_pack and dtype == torch.float32 and can_multiply("float16")
         return "float16" if is_better else None
     weights = cast(Weights, wanted)
     if weights != "float32" and not (can_pack and can_multiply(weights)):
         raise RecipeError(
-            f"rollout_dtype={wanted!r} needs a Llama or Qwen model on a processor with such a "
-            f"product, and here is {loaded.model.config.model_type} on {loaded.model.device}; "
-            "take 'auto'"
+            f"rollout_dtype={wanted!r} needs numba, and a Llama or Qwen model on a "
+            f"processor with such a product; here is {loaded.model.config.model_type} on "
+            f"{loaded.model.device}: pip install numba, or take 'auto'"
         )
     return weights
 
