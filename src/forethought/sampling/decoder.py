@@ -37,7 +37,9 @@ class Decoder:
         self._weights: Weights = weights
         self._max_cache_bytes = max_cache_bytes
         self._lean: LeanModel | None = None
-        self._packed_of: list[tuple[int, int]] = []  # the weights that copies were made of
+        self._packed_of: list[
+            tuple[int, int]
+        ] = []  # where the weights stood that copies were made of
         self._cache: SlotCache | None = None
 
     def open(self, num_rows: int, prompt: int, own: int, columns: int) -> SlotCache | SharedCache:
@@ -60,7 +62,7 @@ class Decoder:
             self._lean = None
             return
         parameters = self._model.parameters()
-        versions = [(id(p), 0 if p.is_inference() else p._version) for p in parameters]
+        versions = [(p.data_ptr(), 0 if p.is_inference() else p._version) for p in parameters]
         if self._lean is None or versions != self._packed_of:
             from forethought.sampling.lean import LeanModel
 
