@@ -11,10 +11,10 @@ from collections import OrderedDict
 from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 from forethought.grading.workers import GradingPool, Outcome, shared_pool
-from forethought.types import Grade
+from forethought.types import Example, Grade, Task
 
 MAX_REMEMBERED = 8192
 
@@ -32,6 +32,20 @@ class Job:
     finish: Callable[[Outcome], Grade]
     deadline_seconds: float | None = None
     is_pure: bool = False
+
+
+@runtime_checkable
+class SlowTask(Protocol):
+    """A task some of whose grades wait for the pool; its `grade` waits for them."""
+
+    def begin_grade(self, example: Example, completion: str) -> Grade | Job: ...
+
+
+def begin_task_grade(task: Task, example: Example, completion: str) -> Future[Grade]:
+    """The grade of a completion as a future: at once, or begun in the shared pool."""
+    if isinstance(task, SlowTask):
+        return begin(task.begin_grade(example, completion))
+    return begin(task.grade(example, completion))
 
 
 def begin(found: Grade | Job, pool: GradingPool | None = None) -> Future[Grade]:

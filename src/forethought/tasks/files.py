@@ -21,7 +21,8 @@ from typing import Any
 
 from forethought.errors import TaskError
 from forethought.grading.answers import final_answer
-from forethought.grading.math import grade_answer
+from forethought.grading.jobs import Job, settle
+from forethought.grading.math import begin_grade
 from forethought.types import Example, Grade, Message
 
 _QUESTION_KEYS = ("question", "problem", "prompt")
@@ -47,7 +48,12 @@ class FileTask:
         return self.examples[index]
 
     def grade(self, example: Example, completion: str) -> Grade:
-        return grade_answer(example.answer, completion)
+        return settle(self.begin_grade(example, completion))
+
+    def begin_grade(self, example: Example, completion: str) -> Grade | Job:
+        """The grade, or a job for the pool where algebra has to decide."""
+        question = example.messages[-1]["content"]
+        return begin_grade(example.answer, completion, question=question)
 
 
 def jsonl_task(path: str | Path, options: Mapping[str, str], *, split: str = "test") -> FileTask:
