@@ -10,7 +10,7 @@ from __future__ import annotations
 import copy
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, cast
 
 import torch
@@ -20,6 +20,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from forethought.errors import RecipeError, RewardError
 from forethought.evaluation.evaluate import evaluate
 from forethought.grading.rewards import RewardPart, dry_run_reward, load_reward
+from forethought.grading.watch import GradeWatch
 from forethought.models.load import LoadedModel, context_of, load_model
 from forethought.models.precision import compute_in
 from forethought.models.save import save_model
@@ -43,6 +44,7 @@ from forethought.training.losses import (
 )
 from forethought.training.rl_metrics import describe_rollouts, evaluation_metrics, transcript_rows
 from forethought.training.rollouts import (
+    StepGrades,
     assign_advantages,
     draw_examples,
     grade_rollouts,
@@ -72,6 +74,8 @@ class Learner:
     optimizers: Optimizers
     dtype: torch.dtype
     pairs_per_token: float = 0.0  # what siblings gain by sharing their prompt; 0 when they cannot
+    watch: GradeWatch = field(default_factory=GradeWatch)
+    eval_watch: GradeWatch = field(default_factory=GradeWatch)
 
 
 def run_rl(recipe: RlRecipe, run: Run, on_step: OnStep | None = None) -> Metrics:
@@ -133,6 +137,8 @@ def build_learner(recipe: RlRecipe, run: Run) -> Learner:
         optimizers=build_optimizers(policy, recipe.optimizer),
         dtype=dtypes["training"],
         pairs_per_token=pairs_per_token(policy),
+        watch=GradeWatch(task.name),
+        eval_watch=GradeWatch(held_out.name),
     )
 
 
@@ -205,13 +211,16 @@ def train_step(learner: Learner, run: Run, step: int) -> Metrics:
     """One optimizer step, as the list in docs/architecture.md."""
     recipe, clock = learner.recipe, _Clock()
     examples = draw_examples(learner.task, recipe.seed, step, recipe.prompts_per_step)
-    groups = sample_rollouts(learner.engine, examples, recipe, step)
+    grades = StepGrades(learner.task, examples)
+    groups = sample_rollouts(learner.engine, examples, recipe, step, grades)
     learner.engine.release()
     clock.lap("sample")
-    groups = grade_rollouts(groups, learner.task, learner.parts)
+    groups = grade_rollouts(groups, learner.task, learner.parts, grades)
     groups = assign_advantages(groups, recipe.estimator)
     clock.lap("grade")
     rollouts = [rollout for group in groups for rollout in group.rollouts]
+    graded = [rollout.grade for rollout in rollouts if rollout.grade is not None]
+    learner.watch.look(graded, is_last=step == recipe.num_steps)
     kept = filter_rollouts(
         rollouts, min_advantage=recipe.min_advantage, mask_truncated=recipe.mask_truncated
     )
@@ -323,6 +332,7 @@ def measure(learner: Learner) -> Metrics:
         max_tokens=recipe.max_tokens,
         limit=recipe.eval_problems,
         stop_at_boxed=recipe.stop_at_boxed,
+        watch=learner.eval_watch,
     )
     return evaluation_metrics(found)
 
