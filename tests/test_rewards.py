@@ -14,11 +14,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from forethought.errors import RewardError
+from forethought.grading.built_in_rewards import is_well_formed
 from forethought.grading.rewards import (
     RewardPart,
     RewardResult,
     dry_run_reward,
-    is_well_formed,
     load_reward,
     score_rollouts,
 )

@@ -102,7 +102,10 @@ def check_rl(recipe: RlRecipe) -> tuple[Task, Task, tuple[RewardPart, ...]]:
     """Training task, held-out task and rewards, tried out. Raises UserError; loads no model."""
     task = load_task(recipe.task, split="train", seed=recipe.seed)
     held_out = load_task(recipe.eval_task or recipe.task, split="test")
-    parts = tuple(load_reward(name, weight=w) for name, w in recipe.reward.parts.items())
+    parts = tuple(
+        load_reward(name, weight=w, settings=recipe.reward, max_tokens=recipe.max_tokens)
+        for name, w in recipe.reward.parts.items()
+    )
     names = [part.name for part in parts]
     if repeated := [name for name in names if names.count(name) > 1]:
         raise RewardError(f"two rewards are named {repeated[0]}; rename one of the functions")
@@ -208,7 +211,7 @@ def train_step(learner: Learner, run: Run, step: int) -> Metrics:
     groups = sample_rollouts(learner.engine, examples, recipe, step)
     learner.engine.release()
     clock.lap("sample")
-    groups = grade_rollouts(groups, learner.task, learner.parts)
+    groups = grade_rollouts(groups, learner.task, learner.parts, recipe, step)
     groups = assign_advantages(groups, recipe.estimator)
     clock.lap("grade")
     rollouts = [rollout for group in groups for rollout in group.rollouts]
