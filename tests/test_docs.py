@@ -21,7 +21,7 @@ from forethought.evaluation.evaluate import Evaluation, ProblemResult
 from forethought.grading.rewards import dry_run_reward, load_reward
 from forethought.run import Run
 from forethought.tasks.base import FAMILIES
-from forethought.tasks.gym import NUMBER_FAMILIES, TEXT_FAMILIES
+from forethought.tasks.gym_families import NUMBER_FAMILIES, TEXT_FAMILIES
 from forethought.tasks.problems import Arithmetic, Family
 from forethought.training import advantages
 from forethought.training.advantages import ESTIMATORS

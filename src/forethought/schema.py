@@ -193,6 +193,8 @@ class RlRecipe(RecipeBase):
     stage: Literal["rl"]
     model: str
     task: str
+    allow_unsound_task: bool = False
+    """Train although the task's grader fails `forethought task check`."""
     prompts_per_step: PositiveInt = 32
     group_size: Annotated[int, Field(ge=2)] = 16
     max_tokens: PositiveInt = 128

@@ -80,7 +80,9 @@ def _soft_overlong(settings: Reward, max_tokens: int | None) -> RewardFunction:
             f"reward.soft_overlong.buffer={buffer} is more than its max_length of {max_length}; "
             "lower it"
         )
-    return lambda batch: [soft_overlong(len(ids), max_length, buffer) for ids in batch.completion_ids]
+    return lambda batch: [
+        soft_overlong(len(ids), max_length, buffer) for ids in batch.completion_ids
+    ]
 
 
 def _repetition(settings: Reward, max_tokens: int | None) -> RewardFunction:

@@ -162,7 +162,7 @@ def call_verifiers_group(function: UserFunction, batch: RewardBatch, spec: str) 
         arguments["parser"] = Parser()
         calls.append(function(**_accepted(function, arguments, spec)))
         sizes.append(len(chosen))
-    values = []
+    values: list[Any] = []
     for found, size in zip(_settled(calls), sizes, strict=True):
         if not isinstance(found, list | tuple) or len(found) != size:
             raise RewardError(

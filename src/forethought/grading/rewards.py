@@ -158,9 +158,7 @@ _SAMPLES = (
 )
 
 
-def _combine(
-    parts: Sequence[RewardPart], values: Sequence[float | None], how: str
-) -> float | None:
+def _combine(parts: Sequence[RewardPart], values: Sequence[float | None], how: str) -> float | None:
     pairs = [(part, value) for part, value in zip(parts, values, strict=True) if part.weight != 0]
     known = [(part, value) for part, value in pairs if value is not None]
     if not known or any(part.required and value is None for part, value in pairs):

@@ -68,10 +68,3 @@ REFERENCE_KEYS: Mapping[str, str] = {
     "propositional_logic": "example_answer",
     "rubiks_cube": "example_correct_answer",
 }
-
-# What `forethought task check` found against a family; docs/results/task_check.json has the run.
-UNSOUND_FAMILIES: Mapping[str, str] = {
-    "boxnet": "there is no reference answer, so nothing shows that a right one scores 1",
-    "game_of_life_halting": "its scorer takes any text for right",
-    "rush_hour": "there is no reference answer, so nothing shows that a right one scores 1",
-}

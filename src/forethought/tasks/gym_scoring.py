@@ -3,29 +3,24 @@ r"""Grading by reasoning-gym's own scorers, without running the model's text.
 Nine of them hand the answer to `eval` or to sympy's `parse_expr`, which is `eval`. So an answer
 first passes a screen in this process: for those nine it must be made of what an answer of that
 family is made of, so that nothing in it can be a call, an attribute or a huge power. What passes
-is scored by `score` in a worker of the grading pool, which is killed at its deadline.
+is scored in a worker of the grading pool (`gym_worker`), which is killed at its deadline.
 """
 
 from __future__ import annotations
 
-import contextlib
-import importlib
-import io
-import json
 import re
 from collections.abc import Mapping
-from functools import lru_cache
 from typing import Any
 
-from forethought.grading.answers import BOX_OPEN, split_think, THINK_CLOSE, THINK_OPEN
-from forethought.grading.workers import Outcome, shared_pool
+from forethought.grading.answers import BOX_OPEN, THINK_CLOSE, THINK_OPEN, split_think
+from forethought.grading.workers import Outcome, OutcomeStatus, shared_pool
 from forethought.types import Grade, GradeStatus
 
 MAX_ANSWER_CHARS = 20_000  # grids and move lists are long
-DEADLINE_SECONDS = 20.0  # a fresh worker imports reasoning-gym first, some 3 s
 MAX_EXPRESSION_CHARS = 500
-
-_SCORE = "forethought.tasks.gym_scoring:score"
+DEADLINE_SECONDS = 5.0
+_SCORE = "forethought.tasks.gym_worker:score"
+_BRACE = re.compile(r"[{}]")
 
 
 # --- The screen ---------------------------------------------------------------------------------
@@ -44,9 +39,8 @@ _ALGEBRA = frozenset(
 )
 SCREENED_FAMILIES = frozenset(_ALPHABETS) | _ALGEBRA
 
-_FUNCTIONS = frozenset(
-    "sin cos tan asin acos atan sinh cosh tanh sec csc cot exp log ln sqrt Abs pi".split()
-)
+_FUNCTIONS = {"sin", "cos", "tan", "asin", "acos", "atan", "sinh", "cosh", "tanh", "sec", "csc"}
+_FUNCTIONS |= {"cot", "exp", "log", "ln", "sqrt", "Abs", "pi"}
 _SYMBOLS = re.compile(r"[0-9A-Za-z\s+\-*/().]*", re.ASCII)
 _WORD = re.compile(r"[A-Za-z]+")
 _DOTTED = re.compile(r"\.(?![0-9])|[A-Za-z)]\.")  # an attribute, not a decimal point
@@ -109,7 +103,7 @@ def extract_long_answer(completion: str) -> tuple[str | None, GradeStatus]:
 def _closing(text: str, start: int) -> int | None:
     """Where the brace that was open at `start` closes, within MAX_ANSWER_CHARS."""
     depth = 1
-    for match in re.compile(r"[{}]").finditer(text, start, start + MAX_ANSWER_CHARS + 1):
+    for match in _BRACE.finditer(text, start, start + MAX_ANSWER_CHARS + 1):
         depth += 1 if match.group() == "{" else -1
         if depth == 0:
             return match.start()
@@ -144,11 +138,11 @@ def _grade_of(outcome: Outcome, answer: str, *, binarise: bool) -> Grade:
     def grade(score: float | None, status: GradeStatus) -> Grade:
         return Grade(score=score, status=status, extracted=answer, seconds=outcome.seconds)
 
-    if outcome.status == "timeout":
+    if outcome.status is OutcomeStatus.TIMEOUT:
         return grade(0.0, GradeStatus.TIMEOUT)
-    if outcome.status == "died":
+    if outcome.status is OutcomeStatus.DIED and outcome.seconds > 0:  # the answer was its end
         return grade(0.0, GradeStatus.ERROR)
-    if outcome.status != "ok" or not isinstance(outcome.value, dict):
+    if not isinstance(outcome.value, dict):  # it never ran
         return grade(None, GradeStatus.ERROR)
     score = outcome.value.get("score")
     if not isinstance(score, (int, float)):
@@ -156,29 +150,3 @@ def _grade_of(outcome: Outcome, answer: str, *, binarise: bool) -> Grade:
     if score >= 1.0:
         return grade(1.0, GradeStatus.CORRECT)
     return grade(0.0 if binarise else max(0.0, float(score)), GradeStatus.WRONG)
-
-
-# --- In the worker ------------------------------------------------------------------------------
-
-
-def score(
-    family: str, settings: dict[str, Any], entry: dict[str, Any], answer: str
-) -> dict[str, Any]:
-    """Runs in a worker: {"score": number}, or {"error": name} when the scorer failed on it."""
-    data_set = _data_set(family, json.dumps(settings, sort_keys=True))
-    if family in ("arc_agi", "rearc"):  # JSON made lists of the tuples that they compare
-        output = entry["metadata"]["output"]
-        entry["metadata"]["output"] = tuple(tuple(row) for row in output)
-    with contextlib.redirect_stdout(io.StringIO()):
-        try:
-            found = float(data_set.score_answer(answer, entry))
-        except Exception as error:
-            return {"error": type(error).__name__}
-    return {"score": found} if found == found else {"error": "nan"}
-
-
-@lru_cache(maxsize=8)
-def _data_set(family: str, settings: str) -> Any:
-    with contextlib.redirect_stdout(io.StringIO()):
-        gym: Any = importlib.import_module("reasoning_gym")
-        return gym.create_dataset(family, seed=0, size=1, **json.loads(settings))

@@ -31,6 +31,7 @@ from forethought.sampling.local import LocalEngine
 from forethought.sampling.products import Weights, can_multiply
 from forethought.schema import RlRecipe
 from forethought.tasks.base import load_task
+from forethought.tasks.check import refuse_unsound
 from forethought.training.batch import Batch, batch_logprobs, pack_batches, pairs_per_token
 from forethought.training.checkpoint import settled_dtypes
 from forethought.training.filters import filter_rollouts
@@ -101,6 +102,8 @@ def run_rl(recipe: RlRecipe, run: Run, on_step: OnStep | None = None) -> Metrics
 def check_rl(recipe: RlRecipe) -> tuple[Task, Task, tuple[RewardPart, ...]]:
     """Training task, held-out task and rewards, tried out. Raises UserError; loads no model."""
     task = load_task(recipe.task, split="train", seed=recipe.seed)
+    if not recipe.allow_unsound_task:
+        refuse_unsound(task, recipe.task)
     held_out = load_task(recipe.eval_task or recipe.task, split="test")
     parts = tuple(
         load_reward(name, weight=w, settings=recipe.reward, max_tokens=recipe.max_tokens)
