@@ -25,7 +25,7 @@ _EMPTY = ("", " ", "\\boxed{}", "\\boxed{ }", "<think>\\boxed{1}</think>")
 
 # Each would make the file MARKER, if an answer were run as Python, by sympy, YAML or a shell. GOLD
 # is the reference answer, for graders that look for it first.
-_PAYLOADS = (
+PAYLOADS = (
     "__import__('os').system('touch MARKER')",
     "open('MARKER', 'w')",
     "[open('MARKER', 'w') for _ in [0]]",
@@ -203,7 +203,7 @@ def _attack(prober: _Prober, examples: Sequence[Example]) -> list[str]:
     scores = []
     with tempfile.TemporaryDirectory(prefix="forethought-check-") as folder:
         for place, example in enumerate(examples):
-            for number, payload in enumerate(_PAYLOADS):
+            for number, payload in enumerate(PAYLOADS):
                 marker = Path(folder) / f"{place}-{number}"
                 text = payload.replace("MARKER", str(marker))
                 text = text.replace("GOLD", example.answer or "1")
