@@ -9,7 +9,7 @@ from __future__ import annotations
 import statistics
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,6 +19,7 @@ from forethought.tasks.files import BOXED_INSTRUCTION
 from forethought.types import Example, Grade, GradeStatus, Task
 
 NUM_PROBLEMS = 10
+_NUM_AT_START = 3  # problems that are tried before training or an evaluation
 _NUM_ATTACKED = 3  # problems whose grader is shown every payload
 _JUNK = ("junk", "I do not know", "?!", "[[]]", "nan", "yes no 0 1 A B", "junk\njunk\njunk")
 _EMPTY = ("", " ", "\\boxed{}", "\\boxed{ }", "<think>\\boxed{1}</think>")
@@ -79,6 +80,16 @@ class _Prober:
         self.statuses: list[GradeStatus] = []
         self.raised: dict[str, int] = {}
 
+    def gold_completion(self, example: Example) -> str:
+        """A right completion: the boxed reference, where the task knows no better."""
+        make = getattr(self._task, "gold_completion", None)
+        return str(make(example)) if make is not None else _boxed(example.answer)
+
+    def shown(self, text: str) -> list[str]:
+        """An answer as a completion: boxed, and where answers are code as a block of it too."""
+        is_code = hasattr(self._task, "gold_completion")
+        return [_boxed(text), f"```python\n{text}\n```"] if is_code else [_boxed(text)]
+
     def score(self, example: Example, completion: str) -> float | None:
         """The score, None when it is unknown or the grader raises."""
         began = time.perf_counter()
@@ -101,18 +112,18 @@ def check_task(spec: str, *, num_problems: int = NUM_PROBLEMS, seed: int = 0) ->
     """
     spec = as_spec(spec)
     test = load_task(spec, split="test", size=num_problems, seed=seed)
-    train = load_task(spec, split="train", size=num_problems, seed=seed)
     prober = _Prober(test)
     examples = [test[index] for index in range(len(test))]
     faults, notes = _look(prober, examples)
     if _is_whole_file(spec):
-        notes.append(
-            "the file has no test split: every split is all of it, unless holdout is given"
-        )
+        notes.append("the file has no test split: every split is all of it, unless given holdout")
     else:
-        asked = {_question(train[index]) for index in range(len(train))}
-        if shared := sum(_question(example) in asked for example in examples):
-            faults.append(f"{shared} of {len(examples)} test problems are training problems too")
+        try:
+            train = load_task(spec, split="train", size=num_problems, seed=seed)
+        except TaskError as error:
+            notes.append(f"there is no training split: {error}")
+        else:
+            faults += _overlap(train, examples)
     faults += _attack(prober, examples[:_NUM_ATTACKED])
     faults += _raised(prober)
     return TaskCheck(
@@ -128,11 +139,19 @@ def check_task(spec: str, *, num_problems: int = NUM_PROBLEMS, seed: int = 0) ->
     )
 
 
-def find_faults(task: Task, *, num_problems: int = NUM_PROBLEMS) -> list[str]:
+def find_faults(task: Task, *, num_problems: int = _NUM_AT_START) -> list[str]:
     """Why the first problems of a task are not graded soundly; no payload is shown."""
     prober = _Prober(task)
     faults, _ = _look(prober, [task[index] for index in range(min(num_problems, len(task)))])
     return faults + _raised(prober)
+
+
+def refuse_unsound(task: Task, name: str) -> None:
+    """Raise TaskError for a task whose rewards would teach something else than to solve it."""
+    if faults := find_faults(task):
+        raise TaskError(
+            f"task={name} is unsound: {faults[0]}; choose another, or set allow_unsound_task = true"
+        )
 
 
 def all_specs() -> list[str]:
@@ -151,7 +170,14 @@ def as_spec(text: str) -> str:
 
 
 def _is_whole_file(spec: str) -> bool:
-    return spec.startswith(("jsonl:", "parquet:")) and "holdout=" not in spec
+    return spec.startswith(("jsonl:", "parquet:", "code:")) and "holdout=" not in spec
+
+
+def _overlap(train: Task, test: Sequence[Example]) -> list[str]:
+    asked = {_question(train[index]) for index in range(len(train))}
+    shared = sum(_question(example) in asked for example in test)
+    text = f"{shared} of {len(test)} test problems are training problems too"
+    return [text] if shared else []
 
 
 def _look(prober: _Prober, examples: Sequence[Example]) -> tuple[list[str], list[str]]:
@@ -159,7 +185,7 @@ def _look(prober: _Prober, examples: Sequence[Example]) -> tuple[list[str], list
     faults: list[str] = []
     notes: list[str] = []
     with_gold = [example for example in examples if example.answer]
-    golds = [prober.score(example, _boxed(example.answer)) for example in with_gold]
+    golds = [prober.score(example, prober.gold_completion(example)) for example in with_gold]
     if not with_gold:
         faults.append("there is no reference answer, so nothing shows that a right one scores 1")
     if wrong := [score for score in golds if score is not None and score != 1.0]:
@@ -171,7 +197,7 @@ def _look(prober: _Prober, examples: Sequence[Example]) -> tuple[list[str], list
         (faults if unknown == len(golds) else notes).append(text)
     for what, completions in (
         ("an empty answer", lambda example: _EMPTY),
-        ("junk", lambda example: map(_boxed, _JUNK)),
+        ("junk", lambda example: [c for text in _JUNK for c in prober.shown(text)]),
         ("the question itself", _restated),
     ):
         faults += _not_zero(prober, examples, what, completions)
@@ -182,7 +208,7 @@ def _not_zero(
     prober: _Prober,
     examples: Sequence[Example],
     what: str,
-    completions: Callable[[Example], Iterator[str] | Sequence[str]],
+    completions: Callable[[Example], Sequence[str]],
 ) -> list[str]:
     """A fault when any of the completions scores above 0."""
     highest, problems = 0.0, set()
@@ -200,14 +226,16 @@ def _not_zero(
 def _attack(prober: _Prober, examples: Sequence[Example]) -> list[str]:
     """Faults when an answer that holds code is run, or scores."""
     executed: dict[str, None] = {}
-    scores = []
+    scores: list[float] = []
     with tempfile.TemporaryDirectory(prefix="forethought-check-") as folder:
         for place, example in enumerate(examples):
             for number, payload in enumerate(PAYLOADS):
                 marker = Path(folder) / f"{place}-{number}"
                 text = payload.replace("MARKER", str(marker))
                 text = text.replace("GOLD", example.answer or "1")
-                scores.append(prober.score(example, _boxed(text)) or 0.0)
+                found = [prober.score(example, shown) or 0.0 for shown in prober.shown(text)]
+                if "GOLD" not in payload:  # with it, a lenient reader may find the right answer
+                    scores += found
                 if marker.exists():
                     executed[payload] = None
     faults = [f"the text of an answer is run: {payload}" for payload in executed]
@@ -231,11 +259,3 @@ def _question(example: Example) -> str:
 
 def _boxed(text: str) -> str:
     return f"\\boxed{{{text}}}"
-
-
-def refuse_unsound(task: Task, name: str) -> None:
-    """Raise TaskError for a task whose rewards would teach something else than to solve it."""
-    if faults := find_faults(task):
-        raise TaskError(
-            f"task={name} is unsound: {faults[0]}; choose another, or set allow_unsound_task = true"
-        )

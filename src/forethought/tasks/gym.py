@@ -33,7 +33,7 @@ from forethought.tasks.gym_families import (
     TEXT_FAMILIES,
     UNORDERED_FAMILIES,
 )
-from forethought.tasks.gym_scoring import grade_by_scorer
+from forethought.tasks.gym_scoring import grade_by_scorer, is_harmless
 from forethought.tasks.problems import is_test_key
 from forethought.types import Example, Grade, GradeStatus
 
@@ -224,8 +224,10 @@ def _draw(
     for seed, item in _items(gym, name, settings, start):
         tries += 1
         question, answer = str(item["question"]).strip(), _reference(name, item)
-        # base_conversion writes zero as the empty string: no answer to compare with.
-        if answer or item["answer"] is None:
+        # base_conversion writes zero as the empty string: no answer to compare with. The answers of
+        # intermediate_integration can be integrals, which only state the question again.
+        is_usable = is_harmless(name, answer) if answer else item["answer"] is None
+        if is_usable:
             key = _split_key(name, question, answer)
             if question not in examples and is_test_key(key, **fraction) is is_test:
                 examples[question] = _example(name, seed, question, answer, item)

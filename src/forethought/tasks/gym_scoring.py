@@ -25,12 +25,14 @@ _BRACE = re.compile(r"[{}]")
 
 # --- The screen ---------------------------------------------------------------------------------
 
-# The answers of families whose scorer evaluates them: nothing else gets through.
+# What answers are made of where the scorer evaluates them, and in complex_arithmetic, whose scorer
+# takes "nan" for right: nothing else gets through.
 _ALPHABETS: Mapping[str, re.Pattern[str]] = {
     "string_insertion": re.compile(r"[A-Z\s,\[\]'\"]*"),
     "spiral_matrix": re.compile(r"[0-9\s,\[\]]*", re.ASCII),
     "binary_matrix": re.compile(r"[0-9\s,\[\]]*", re.ASCII),
     "n_queens": re.compile(r"[Q_\s,\[\]'\"]*"),
+    "complex_arithmetic": re.compile(r"[0-9\s+\-.eEij*()]*", re.ASCII),
     "countdown": re.compile(r"(?:[0-9\s+\-/().]|\*(?!\*))*", re.ASCII),
     "puzzle24": re.compile(r"(?:[0-9\s+\-/().]|\*(?!\*))*", re.ASCII),
 }
