@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from forethought.grading.answers import Extracted
 from forethought.tasks.check import PAYLOADS
 from forethought.tasks.gym import ScoredGymTask, gym_task
 from forethought.tasks.gym_scoring import (
@@ -107,10 +108,10 @@ def test_what_passes_the_screen_of_algebra_has_no_way_to_call(text: str) -> None
 @pytest.mark.parametrize(
     ("completion", "answer", "status"),
     [
-        ("<think>\\boxed{1}</think> \\boxed{a\nb}", "a\nb", GradeStatus.WRONG),
-        ('\\boxed{{"a": {"b": 1}}}', '{"a": {"b": 1}}', GradeStatus.WRONG),
-        ("\\boxed{1} \\boxed{2}", "2", GradeStatus.WRONG),
-        ("\\boxed{" + "1 " * 2_000 + "}", ("1 " * 2_000).strip(), GradeStatus.WRONG),
+        ("<think>\\boxed{1}</think> \\boxed{a\nb}", "a\nb", None),
+        ('\\boxed{{"a": {"b": 1}}}', '{"a": {"b": 1}}', None),
+        ("\\boxed{1} \\boxed{2}", "2", None),
+        ("\\boxed{" + "1 " * 2_000 + "}", ("1 " * 2_000).strip(), None),
         ("\\boxed{1} \\boxed{2", None, GradeStatus.NO_ANSWER),
         ("\\boxed{ }", None, GradeStatus.NO_ANSWER),
         ("\\boxed{" + "1" * 30_000 + "}", None, GradeStatus.NO_ANSWER),
@@ -119,9 +120,9 @@ def test_what_passes_the_screen_of_algebra_has_no_way_to_call(text: str) -> None
     ],
 )
 def test_a_long_answer_is_read_from_the_last_box(
-    completion: str, answer: str | None, status: GradeStatus
+    completion: str, answer: str | None, status: GradeStatus | None
 ) -> None:
-    assert extract_long_answer(completion) == (answer, status)
+    assert extract_long_answer(completion) == Extracted(answer=answer, status=status)
 
 
 # --- Grading ------------------------------------------------------------------------------------

@@ -12,7 +12,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from forethought.grading.answers import BOX_OPEN, THINK_CLOSE, THINK_OPEN, split_think
+from forethought.grading.answers import BOX_OPEN, THINK_CLOSE, THINK_OPEN, Extracted, split_think
 from forethought.grading.workers import Outcome, OutcomeStatus, shared_pool
 from forethought.types import Grade, GradeStatus
 
@@ -87,19 +87,18 @@ def _is_algebra(text: str) -> bool:
 # --- Grading ------------------------------------------------------------------------------------
 
 
-def extract_long_answer(completion: str) -> tuple[str | None, GradeStatus]:
+def extract_long_answer(completion: str) -> Extracted:
     r"""The content of the last `\boxed{...}` after the think block, lines and all.
 
-    As `grading.answers` reads it, but up to MAX_ANSWER_CHARS, for grids and lists of moves. With
-    no answer, the status says why.
+    As `grading.answers` reads it, but up to MAX_ANSWER_CHARS, for grids and lists of moves.
     """
     visible = split_think(completion)[1]
     if not visible and completion.rfind(THINK_OPEN) > completion.rfind(THINK_CLOSE):
-        return None, GradeStatus.UNCLOSED_THINK
+        return Extracted(status=GradeStatus.UNCLOSED_THINK)
     start = visible.rfind(BOX_OPEN)
     end = _closing(visible, start + len(BOX_OPEN)) if start >= 0 else None
     answer = visible[start + len(BOX_OPEN) : end].strip() if end is not None else ""
-    return (answer, GradeStatus.WRONG) if answer else (None, GradeStatus.NO_ANSWER)
+    return Extracted(answer=answer) if answer else Extracted(status=GradeStatus.NO_ANSWER)
 
 
 def _closing(text: str, start: int) -> int | None:
@@ -125,9 +124,10 @@ def grade_by_scorer(
     With `binarise` only a full score counts. A timeout scores 0 and so does an answer on which
     the scorer fails; where the scorer itself cannot run, the score is unknown.
     """
-    answer, status = extract_long_answer(completion)
+    found = extract_long_answer(completion)
+    answer = found.answer
     if answer is None:
-        return Grade(score=0.0, status=status)
+        return Grade(score=0.0, status=found.status or GradeStatus.NO_ANSWER)
     if not is_harmless(family, answer):
         return Grade(score=0.0, status=GradeStatus.WRONG, extracted=answer)
     outcome = shared_pool().run(
