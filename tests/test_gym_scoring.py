@@ -11,12 +11,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from forethought.grading.answers import Extracted
+from forethought.grading.jobs import settle
 from forethought.tasks.check import PAYLOADS
 from forethought.tasks.gym import ScoredGymTask, gym_task
 from forethought.tasks.gym_scoring import (
     SCREENED_FAMILIES,
+    begin_grade,
     extract_long_answer,
-    grade_by_scorer,
     is_harmless,
 )
 from forethought.types import Grade, GradeStatus
@@ -133,7 +134,7 @@ def entry(gold: str, **metadata: Any) -> dict[str, Any]:
 
 
 def graded(family: str, item: dict[str, Any], answer: str, **kwargs: Any) -> Grade:
-    return grade_by_scorer(family, {}, item, boxed(answer), **kwargs)
+    return settle(begin_grade(family, {}, item, boxed(answer), **kwargs))
 
 
 @needs_gym
@@ -155,7 +156,7 @@ def test_a_scorer_that_fails_on_an_answer_says_wrong_and_error() -> None:
 
 
 def test_where_no_scorer_can_run_the_score_is_unknown() -> None:
-    found = grade_by_scorer("no_such_family", {}, entry("1"), boxed("1"))
+    found = settle(begin_grade("no_such_family", {}, entry("1"), boxed("1")))
     assert (found.score, found.status) == (None, GradeStatus.ERROR)
 
 

@@ -133,6 +133,8 @@ DIFFERENT = [
     ("5", "\uff15"),
     ("5", "\u0665"),
     ("5", "2+3"),
+    ("8", "2^3"),
+    ("8", "\\sqrt{64}"),
     ("5", "(5,5)"),
     ("5", "[5]"),
     ("5", "\\int_0^5 1 dx"),
@@ -147,11 +149,10 @@ DIFFERENT = [
     ("3\\frac52", "11/2"),
     ("1234", "1,23,4"),
     ("1234", "1, 234"),
-    ("1234", "1 234"),
+    ("1234", "12 34"),
     ("1234", "1.234"),
     ("9", "9\\%"),
     ("9", "9 percent"),
-    ("0.09", "9\\%"),
     ("9\\%", "9"),
     ("9\\%", "0.09\\%"),
     ("9\\%", "9 \\text{ cm}"),
@@ -266,7 +267,7 @@ def _spellings(value: Fraction) -> list[str]:
             f"{value}e0",
             f"{sign}{top:,}".replace(",", "{,}"),
         ]
-        texts += [f"{sign}{top // 10}.{top % 10} \\times 10^{{1}}", f"{sign}\\$ {top}"]
+        texts += [f"{sign}{top // 10}.{top % 10} \\times 10^{{1}}"]
     elif top > bottom:
         texts += [f"{sign}{top // bottom}\\frac{{{top % bottom}}}{{{bottom}}}"]
         texts += [f"{sign}{top // bottom} {top % bottom}/{bottom}"]

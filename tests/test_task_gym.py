@@ -6,6 +6,7 @@ import json
 import re
 import sys
 from importlib.util import find_spec
+from pathlib import Path
 
 import pytest
 
@@ -189,8 +190,24 @@ def test_options_that_cannot_be_meant(family: str, options: dict[str, str], said
 
 
 @needs_gym
-def test_a_package_that_prints_while_it_makes_problems_is_not_heard(
-    capfd: pytest.CaptureFixture[str],
+def test_programs_that_print_and_write_do_so_elsewhere(
+    capfd: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    gym_task("codeio", {}, size=20)
+    monkeypatch.chdir(tmp_path)
+    task = gym_task("codeio", {}, size=20)
+    assert len(task) == 20
     assert capfd.readouterr().out == ""
+    assert list(tmp_path.iterdir()) == []
+
+
+@needs_gym
+@pytest.mark.parametrize("family", ["arc_agi", "sudoku", "countdown", "word_ladder", "maze"])
+def test_every_level_of_the_dial_makes_problems(family: str) -> None:
+    problem = gym_task(family, {"difficulty": "2"}, size=1)
+    assert problem.grade(problem[0], f"\\boxed{{{problem[0].answer}}}").score == 1.0
+
+
+@needs_gym
+def test_a_level_that_the_package_refuses_itself_is_named() -> None:
+    with pytest.raises(TaskError, match=r"difficulty=1 of gym:knight_swap is a level that"):
+        gym_task("knight_swap", {"difficulty": "1"}, size=1)

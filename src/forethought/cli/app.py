@@ -52,6 +52,7 @@ VERBS = {
     "train": Verb("forethought.cli.train:train_command", "run a recipe: pretrain, sft or rl"),
     "ask": Verb("forethought.cli.ask:ask_command", "ask a model one question"),
     "eval": Verb("forethought.cli.eval:eval_command", "measure a model on a task"),
+    "grade": Verb("forethought.cli.grade:grade_command", "hold answers to their references"),
     "report": Verb("forethought.cli.report:report_command", "turn a run into one HTML file"),
     "model": Verb("forethought.cli.model:app", "get, inspect and list models"),
     "task": Verb("forethought.cli.task:app", "list tasks and show their problems"),

@@ -22,12 +22,15 @@ from forethought.evaluation.metrics import (
     paired_difference,
     pass_at_k,
 )
+from forethought.grading.jobs import begin_task_grade
 from forethought.grading.math import is_equivalent
+from forethought.grading.watch import GradeWatch
 from forethought.types import (
     Completion,
     Engine,
     Example,
     FinishReason,
+    Grade,
     GradeStatus,
     Request,
     SamplingParams,
@@ -202,11 +205,13 @@ def evaluate(
     top_p: float = 1.0,
     stop_at_boxed: bool = True,
     progress: Progress | None = None,
+    watch: GradeWatch | None = None,
 ) -> Evaluation:
     """Sample every problem of the task `num_samples` times in one engine call, and grade.
 
     The draws of a problem depend on `seed` and its id alone, not on its place or its neighbours.
     `limit` keeps the first problems; `progress(num_graded, num_problems)` is called after each.
+    `watch` sees every grade, and warns where none can be right (by default, one of its own).
     Raises UserError when there is nothing to evaluate, EngineError when the engine returns
     another number of completions than asked for.
     """
@@ -228,9 +233,16 @@ def evaluate(
     sampled = engine.generate([_request(example, params) for example in examples])
     if len(sampled) != size or any(len(siblings) != num_samples for siblings in sampled):
         raise EngineError(f"the engine did not return {num_samples} completions a problem")
+    begun = [
+        [begin_task_grade(task, example, completion.text) for completion in siblings]
+        for example, siblings in zip(examples, sampled, strict=True)
+    ]
+    watch = watch or GradeWatch(task.name)
     results: list[ProblemResult] = []
-    for example, siblings in zip(examples, sampled, strict=True):
-        results.append(_grade_problem(task, example, siblings))
+    for example, siblings, waiting in zip(examples, sampled, begun, strict=True):
+        grades = [grade.result() for grade in waiting]
+        results.append(_problem_result(example, siblings, grades))
+        watch.look(grades, is_last=len(results) == size)
         if progress is not None:
             progress(len(results), size)
     return Evaluation(
@@ -283,8 +295,9 @@ def _request(example: Example, params: SamplingParams) -> Request:
     return Request(messages=example.messages, params=replace(params, seed=derived))
 
 
-def _grade_problem(task: Task, example: Example, siblings: Sequence[Completion]) -> ProblemResult:
-    grades = [task.grade(example, completion.text) for completion in siblings]
+def _problem_result(
+    example: Example, siblings: Sequence[Completion], grades: Sequence[Grade]
+) -> ProblemResult:
     answers = [(grade.extracted, grade.score == 1.0) for grade in grades]
     return ProblemResult(
         example_id=example.id,

@@ -79,7 +79,7 @@ def _page(run: RunFolder) -> dict[str, object]:
         "stage": stage,
         "note": str(summary.get("note") or ""),
         "facts": _facts(info),
-        "notices": run.notices,
+        "notices": [*run.notices, *_grading_notices(run.series)],
         "is_empty": not (run.series or summary or run.results),
         "headline": _headline(run),
         "figures": _figures(summary),
@@ -203,12 +203,23 @@ def _time_bar(title: str, seconds: Mapping[str, object]) -> dict[str, object]:
 
 def _status_rows(series: Series) -> list[dict[str, str]]:
     rows = []
-    for curve in report_curves.STATUSES[0].curves:
+    for curve in (*report_curves.STATUSES[0].curves, *report_curves.GRADE_FAILURES):
         values = list(series.get(curve.metric, {}).values())
         if values:
             first, last = (_write(values[i], Unit.FRACTION) for i in (0, -1))
             rows.append({"name": curve.label, "first": first, "last": last})
     return rows
+
+
+def _grading_notices(series: Series) -> list[str]:
+    """What a run that could teach nothing should say first."""
+    unread = series.get("grade/unparsable_gold_frac", {}).values()
+    right = series.get("grade/correct_frac", {}).values()
+    if unread and min(unread) == 1:
+        return ["AllGoldsUnparsable: no reference answer could be read, so nothing was scored."]
+    if right and max(right) == 0:
+        return ["AllScoresZero: not one rollout was right; see Outcomes for what they were."]
+    return []
 
 
 def _facts(info: Row) -> list[tuple[str, str]]:

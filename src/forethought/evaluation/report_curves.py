@@ -102,12 +102,18 @@ STATUSES = (
         "Share of the rollouts of a step.",
         Unit.FRACTION,
         (
-            Curve("correct", "rollout/status_correct_frac"),
-            Curve("wrong", "rollout/status_wrong_frac"),
-            Curve("no answer", "rollout/status_no_answer_frac"),
-            Curve("unclosed think", "rollout/status_unclosed_think_frac"),
+            Curve("correct", "grade/correct_frac"),
+            Curve("wrong", "grade/wrong_frac"),
+            Curve("no answer", "grade/no_answer_frac"),
+            Curve("unclosed think", "grade/unclosed_think_frac"),
         ),
     ),
+)
+# In the table beside that chart: all of them are 0 as long as grading works.
+GRADE_FAILURES = (
+    Curve("grader out of time", "grade/timeout_frac"),
+    Curve("grader failed", "grade/error_frac"),
+    Curve("reference unreadable", "grade/unparsable_gold_frac"),
 )
 MORE = (
     ChartSpec("Learning rate", "", Unit.NUMBER, (Curve("", "optim/learning_rate"),)),

@@ -57,6 +57,13 @@ def extract_answer(text: str, *, opened: bool = False) -> Extracted:
     return Extracted(answer=answer)
 
 
+def final_answer(solution: str) -> str:
+    """What counts of a reference that is a worked solution: after its last ####, or in its box."""
+    if "####" in solution:
+        return solution.rpartition("####")[2].strip()
+    return (extract_answer(solution).answer or "") if BOX_OPEN in solution else solution
+
+
 def last_box(text: str) -> tuple[int, int] | None:
     r"""Return (start, end) of the content of the last `\boxed{...}` after the last `</think>`.
 

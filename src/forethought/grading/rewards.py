@@ -132,6 +132,24 @@ def load_reward(
     return RewardPart(name=name, weight=weight, function=adapt(function, spec))
 
 
+def load_rewards(
+    settings: Reward, *, max_tokens: int, examples: Sequence[Example] = ()
+) -> tuple[RewardPart, ...]:
+    """The parts of a recipe, each tried out on two of its examples. Raises RewardError."""
+    parts = tuple(
+        load_reward(spec, weight=weight, settings=settings, max_tokens=max_tokens)
+        for spec, weight in settings.parts.items()
+    )
+    names = [part.name for part in parts]
+    if repeated := [name for name in names if names.count(name) > 1]:
+        raise RewardError(f"two rewards are named {repeated[0]}; rename one of the functions")
+    if taken := [name for name in names if name in ("mean", "std")]:
+        raise RewardError(f"a reward cannot be named {taken[0]}, as a metric is; rename it")
+    for part in parts:
+        dry_run_reward(part, examples)
+    return parts
+
+
 def dry_run_reward(part: RewardPart, examples: Sequence[Example] = ()) -> None:
     """Call a part on one right and one empty-handed completion, before a model loads.
 

@@ -21,8 +21,9 @@ from pathlib import Path
 from typing import Any
 
 from forethought.errors import TaskError
-from forethought.grading.answers import BOX_OPEN, extract_answer
-from forethought.grading.math import grade_answer
+from forethought.grading.answers import final_answer
+from forethought.grading.jobs import Job, settle
+from forethought.grading.math import begin_grade
 from forethought.types import Example, Grade, Message
 
 _QUESTION_KEYS = ("question", "problem", "prompt")
@@ -48,7 +49,12 @@ class FileTask:
         return self.examples[index]
 
     def grade(self, example: Example, completion: str) -> Grade:
-        return grade_answer(example.answer, completion)
+        return settle(self.begin_grade(example, completion))
+
+    def begin_grade(self, example: Example, completion: str) -> Grade | Job:
+        """The grade, or a job for the pool where algebra has to decide."""
+        question = example.messages[-1]["content"]
+        return begin_grade(example.answer, completion, question=question)
 
 
 def jsonl_task(path: str | Path, options: Mapping[str, str], *, split: str = "test") -> FileTask:
@@ -180,20 +186,13 @@ def _read_example(row: object, place: str, number: str, boxed: bool) -> Example:
         asked = f"{messages[-1]['content']}\n{BOXED_INSTRUCTION}"
         messages = (*messages[:-1], {"role": "user", "content": asked})
     answer = _read_scalar(_gold(row), "answer", place)
-    final = _final_answer(answer)
+    final = final_answer(answer)
     if not final:
         raise TaskError(f"{place}: the answer is empty")
     identity = _first(row, _ID_KEYS)
     example_id = number if identity is None else _read_scalar(identity, "id", place)
     others = {key: value for key, value in row.items() if key not in _QUESTION_KEYS}
     return Example(id=example_id, messages=messages, answer=final, meta=others)
-
-
-def _final_answer(answer: str) -> str:
-    """What counts of a worked solution: after its last ####, or inside its last box."""
-    if "####" in answer:
-        return answer.rpartition("####")[2].strip()
-    return (extract_answer(answer).answer or "") if BOX_OPEN in answer else answer
 
 
 def _first(row: Mapping[str, Any], keys: tuple[str, ...]) -> Any:

@@ -62,6 +62,9 @@ SLOW_FAMILIES = frozenset(
     )
 )
 
+# Making a problem runs a program from the package's data, which may print or write files.
+PROGRAM_FAMILIES = frozenset(("codeio",))
+
 # Where many answers are right, reasoning-gym gives one of them under this key of the metadata.
 REFERENCE_KEYS: Mapping[str, str] = {
     "graph_color": "possible_answer",

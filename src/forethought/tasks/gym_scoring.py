@@ -13,7 +13,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from forethought.grading.answers import BOX_OPEN, THINK_CLOSE, THINK_OPEN, Extracted, split_think
-from forethought.grading.workers import Outcome, OutcomeStatus, shared_pool
+from forethought.grading.jobs import Job
+from forethought.grading.workers import Outcome, OutcomeStatus
 from forethought.types import Grade, GradeStatus
 
 MAX_ANSWER_CHARS = 20_000  # grids and move lists are long
@@ -111,15 +112,15 @@ def _closing(text: str, start: int) -> int | None:
     return None
 
 
-def grade_by_scorer(
+def begin_grade(
     family: str,
     settings: Mapping[str, Any],
     entry: Mapping[str, Any],
     completion: str,
     *,
     binarise: bool = True,
-) -> Grade:
-    """Grade a completion by the family's scorer, in the pool. Never raises.
+) -> Grade | Job:
+    """Have a completion graded by the family's scorer, in the pool. Never raises.
 
     With `binarise` only a full score counts. A timeout scores 0 and so does an answer on which
     the scorer fails; where the scorer itself cannot run, the score is unknown.
@@ -130,10 +131,12 @@ def grade_by_scorer(
         return Grade(score=0.0, status=found.status or GradeStatus.NO_ANSWER)
     if not is_harmless(family, answer):
         return Grade(score=0.0, status=GradeStatus.WRONG, extracted=answer)
-    outcome = shared_pool().run(
-        _SCORE, family, dict(settings), dict(entry), answer, deadline_seconds=DEADLINE_SECONDS
+    return Job(
+        function=_SCORE,
+        arguments=(family, dict(settings), dict(entry), answer),
+        finish=lambda outcome: _grade_of(outcome, answer, binarise=binarise),
+        deadline_seconds=DEADLINE_SECONDS,
     )
-    return _grade_of(outcome, answer, binarise=binarise)
 
 
 def _grade_of(outcome: Outcome, answer: str, *, binarise: bool) -> Grade:

@@ -10,16 +10,17 @@ from __future__ import annotations
 import copy
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, cast
 
 import torch
 from jinja2 import TemplateError
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from forethought.errors import RecipeError, RewardError
+from forethought.errors import RecipeError
 from forethought.evaluation.evaluate import evaluate
-from forethought.grading.rewards import RewardPart, dry_run_reward, load_reward
+from forethought.grading.rewards import RewardPart, load_rewards
+from forethought.grading.watch import GradeWatch
 from forethought.models.load import LoadedModel, context_of, load_model
 from forethought.models.precision import compute_in
 from forethought.models.save import save_model
@@ -44,6 +45,7 @@ from forethought.training.losses import (
 )
 from forethought.training.rl_metrics import describe_rollouts, evaluation_metrics, transcript_rows
 from forethought.training.rollouts import (
+    StepGrades,
     assign_advantages,
     draw_examples,
     grade_rollouts,
@@ -73,6 +75,8 @@ class Learner:
     optimizers: Optimizers
     dtype: torch.dtype
     pairs_per_token: float = 0.0  # what siblings gain by sharing their prompt; 0 when they cannot
+    watch: GradeWatch = field(default_factory=GradeWatch)
+    eval_watch: GradeWatch = field(default_factory=GradeWatch)
 
 
 def run_rl(recipe: RlRecipe, run: Run, on_step: OnStep | None = None) -> Metrics:
@@ -105,17 +109,8 @@ def check_rl(recipe: RlRecipe) -> tuple[Task, Task, tuple[RewardPart, ...]]:
     if not recipe.allow_unsound_task:
         refuse_unsound(task, recipe.task)
     held_out = load_task(recipe.eval_task or recipe.task, split="test")
-    parts = tuple(
-        load_reward(name, weight=w, settings=recipe.reward, max_tokens=recipe.max_tokens)
-        for name, w in recipe.reward.parts.items()
-    )
-    names = [part.name for part in parts]
-    if repeated := [name for name in names if names.count(name) > 1]:
-        raise RewardError(f"two rewards are named {repeated[0]}; rename one of the functions")
-    if taken := [name for name in names if name in ("mean", "std")]:
-        raise RewardError(f"a reward cannot be named {taken[0]}, as a metric is; rename it")
-    for part in parts:
-        dry_run_reward(part, [task[0], task[min(1, len(task) - 1)]])
+    samples = [task[0], task[min(1, len(task) - 1)]]
+    parts = load_rewards(recipe.reward, max_tokens=recipe.max_tokens, examples=samples)
     return task, held_out, parts
 
 
@@ -139,6 +134,8 @@ def build_learner(recipe: RlRecipe, run: Run) -> Learner:
         optimizers=build_optimizers(policy, recipe.optimizer),
         dtype=dtypes["training"],
         pairs_per_token=pairs_per_token(policy),
+        watch=GradeWatch(task.name),
+        eval_watch=GradeWatch(held_out.name),
     )
 
 
@@ -211,13 +208,16 @@ def train_step(learner: Learner, run: Run, step: int) -> Metrics:
     """One optimizer step, as the list in docs/architecture.md."""
     recipe, clock = learner.recipe, _Clock()
     examples = draw_examples(learner.task, recipe.seed, step, recipe.prompts_per_step)
-    groups = sample_rollouts(learner.engine, examples, recipe, step)
+    grades = StepGrades(learner.task, examples)
+    groups = sample_rollouts(learner.engine, examples, recipe, step, grades)
     learner.engine.release()
     clock.lap("sample")
-    groups = grade_rollouts(groups, learner.task, learner.parts, recipe, step)
+    groups = grade_rollouts(groups, learner.task, learner.parts, recipe, step, grades)
     groups = assign_advantages(groups, recipe.estimator)
     clock.lap("grade")
     rollouts = [rollout for group in groups for rollout in group.rollouts]
+    graded = [rollout.grade for rollout in rollouts if rollout.grade is not None]
+    learner.watch.look(graded, is_last=step == recipe.num_steps)
     kept = filter_rollouts(
         rollouts, min_advantage=recipe.min_advantage, mask_truncated=recipe.mask_truncated
     )
@@ -329,6 +329,7 @@ def measure(learner: Learner) -> Metrics:
         max_tokens=recipe.max_tokens,
         limit=recipe.eval_problems,
         stop_at_boxed=recipe.stop_at_boxed,
+        watch=learner.eval_watch,
     )
     return evaluation_metrics(found)
 

@@ -41,7 +41,9 @@ def describe_rollouts(
         metrics[f"reward/{name}"] = fmean(values) if values else float("nan")
     statuses = Counter(r.grade.status for r in rollouts if r.grade is not None)
     for status in GradeStatus:
-        metrics[f"rollout/status_{status}_frac"] = statuses[status] / count
+        metrics[f"grade/{status}_frac"] = statuses[status] / count
+    seconds = (r.grade.seconds for r in rollouts if r.grade is not None)
+    metrics["time/slowest_grade_seconds"] = max(seconds, default=0.0)
     return metrics
 
 

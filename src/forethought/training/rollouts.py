@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from concurrent.futures import Future
 from dataclasses import replace
 
+from forethought.grading.jobs import begin_task_grade
 from forethought.grading.rewards import RewardPart, score_rollouts
 from forethought.sampling.draw import stable_seed
+from forethought.sampling.local import LocalEngine
 from forethought.schema import RlRecipe
 from forethought.training.advantages import ESTIMATORS
 from forethought.training.text import shuffled_index
 from forethought.types import (
     Completion,
-    Engine,
     Example,
+    Grade,
     Request,
     Rollout,
     RolloutGroup,
@@ -28,10 +31,36 @@ def draw_examples(task: Task, seed: int, step: int, count: int) -> list[Example]
     return [task[shuffled_index(len(task), seed, first + i)] for i in range(count)]
 
 
+class StepGrades:
+    """The grades of a step's completions, begun as they end, while others still sample.
+
+    Grades are found by place and text, so nothing depends on which ended first.
+    """
+
+    def __init__(self, task: Task, examples: Sequence[Example]) -> None:
+        self._task = task
+        self._examples = examples
+        self._begun: dict[tuple[int, str], Future[Grade]] = {}
+
+    def begin(self, place: int, text: str) -> Future[Grade]:
+        """Begin to grade a completion of example `place`; one that was begun is not done twice."""
+        key = (place, text)
+        if key not in self._begun:
+            self._begun[key] = begin_task_grade(self._task, self._examples[place], text)
+        return self._begun[key]
+
+
 def sample_rollouts(
-    engine: Engine, examples: Sequence[Example], recipe: RlRecipe, step: int
+    engine: LocalEngine,
+    examples: Sequence[Example],
+    recipe: RlRecipe,
+    step: int,
+    grades: StepGrades | None = None,
 ) -> list[RolloutGroup]:
-    """`group_size` rollouts for each example, all in one engine call (preemptive sampling)."""
+    """`group_size` rollouts for each example, all in one engine call (preemptive sampling).
+
+    With `grades`, grading of each begins as it ends.
+    """
     requests = [
         Request(
             messages=example.messages,
@@ -46,7 +75,12 @@ def sample_rollouts(
         )
         for place, example in enumerate(examples)
     ]
-    sampled = engine.generate(requests)
+
+    def on_finish(place: int, completion: Completion) -> None:
+        if grades is not None:
+            grades.begin(place, completion.text)
+
+    sampled = engine.generate(requests, on_finish)
     return [
         RolloutGroup(
             example=example,
@@ -75,10 +109,16 @@ def grade_rollouts(
     parts: Sequence[RewardPart],
     recipe: RlRecipe,
     step: int,
+    begun: StepGrades | None = None,
 ) -> list[RolloutGroup]:
-    """Every rollout with its grade, its reward and the parts that the reward is made of."""
+    """Every rollout with its grade, its reward and the parts that the reward is made of.
+
+    `begun` are the grades that began while sampling.
+    """
     pairs = [(group.example, rollout) for group in groups for rollout in group.rollouts]
-    grades = [task.grade(example, rollout.text) for example, rollout in pairs]
+    begun = begun or StepGrades(task, [group.example for group in groups])
+    waiting = [begun.begin(place, r.text) for place, g in enumerate(groups) for r in g.rollouts]
+    grades = [grade.result() for grade in waiting]
     results = score_rollouts(
         parts,
         [example for example, _ in pairs],
