@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import json
+import pickle
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -310,6 +311,24 @@ def test_our_other_parts_as_trl_rewards() -> None:
     assert cosine(**columns, completion_ids=[[1] * 50] * 3) == pytest.approx([0.75, -0.75, 0.75])
     named = as_trl_reward(gold="key")
     assert named(prompts=["?"], completions=["\\boxed{2}"], key=["2"]) == [1.0]
+
+
+def test_our_reward_travels_to_another_process() -> None:
+    settings = Reward(parts={"soft_overlong": 1.0}, soft_overlong=SoftOverlong(buffer=40))
+    made = as_trl_reward("soft_overlong", settings=settings, max_tokens=100)
+    copied = pickle.loads(pickle.dumps(made))
+    assert copied.__name__ == "soft_overlong"
+    columns = {"prompts": ["?"], "completions": ["1"], "answer": ["1"]}
+    assert copied(**columns, completion_ids=[[1] * 80]) == [-0.5]
+
+
+def test_a_logged_value_cannot_stand_in_for_a_metric() -> None:
+    def mine(completions: list[Any], log_metric: Any) -> list[float]:
+        log_metric("mean", 1.0)
+        return [0.0 for _ in completions]
+
+    with pytest.raises(RewardError, match="cannot be named mean"):
+        dry_run_reward(part_of(mine))
 
 
 def test_our_tasks_grade_in_trl() -> None:

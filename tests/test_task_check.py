@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
+from forethought.cli.app import main
 from forethought.cli.task import app
 from forethought.config import parse_recipe
 from forethought.errors import TaskError
@@ -155,6 +156,16 @@ def test_training_on_an_unsound_family_must_be_asked_for(family: str) -> None:
     assert isinstance(allowed, RlRecipe)
     task, _, _ = check_rl(allowed)
     assert len(task) == 20
+
+
+@needs_gym
+def test_evaluation_on_an_unsound_family_only_warns(capsys: pytest.CaptureFixture[str]) -> None:
+    task = "gym:game_of_life_halting"
+    arguments = ["--model", "bundled:seedling", "--task", task, "--limit", "1"]
+    assert main(["eval", *arguments, "--max-tokens", "2", "--json"]) == 0
+    shown = capsys.readouterr()
+    assert f"warning: {task} is not graded soundly: junk scores" in shown.err
+    assert json.loads(shown.out)["num_problems"] == 1
 
 
 # --- The command --------------------------------------------------------------------------------

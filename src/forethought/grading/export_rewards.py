@@ -19,7 +19,7 @@ from forethought.errors import RewardError
 from forethought.grading.math import grade_answer
 from forethought.grading.rewards import RewardPart, load_reward, score_rollouts
 from forethought.schema import Reward
-from forethought.types import Example, Grade, Message, Task
+from forethought.types import Example, Message, Task
 
 _GOLD_COLUMNS = ("answer", "solution", "ground_truth")
 
@@ -27,16 +27,31 @@ _GOLD_COLUMNS = ("answer", "solution", "ground_truth")
 class TrlReward:
     """A reward part as a TRL reward function; `as_trl_reward` makes it.
 
-    An object with a name rather than a closure, so that TRL can pickle it where the part can be.
+    An object rather than a closure, so that TRL can send it to another process: there it is made
+    anew from what it was made of.
     """
 
-    def __init__(self, part: RewardPart, task: Task | None, gold: str | None, opened: bool) -> None:
+    def __init__(
+        self,
+        part: RewardPart | str,
+        task: Task | None,
+        gold: str | None,
+        settings: Reward | None,
+        max_tokens: int | None,
+        opened: bool,
+    ) -> None:
+        self._made_of = (part, task, gold, settings, max_tokens, opened)
+        if isinstance(part, str):
+            part = load_reward(part, settings=settings, max_tokens=max_tokens)
         self.__name__ = part.name
         self._part = dataclasses.replace(part, weight=1.0)  # TRL has weights of its own
         self._task = task
         self._gold = gold
         self._opened = opened
         self._by_id: dict[str, Example] = {}
+
+    def __reduce__(self) -> tuple[type[TrlReward], tuple[Any, ...]]:
+        return TrlReward, self._made_of
 
     def __call__(
         self,
@@ -52,7 +67,7 @@ class TrlReward:
         if self._task is not None:
             grades = [self._task.grade(example, text) for example, text in pairs]
         else:
-            grades = [_grade(example.answer, text, self._opened) for example, text in pairs]
+            grades = [grade_answer(e.answer, text, opened=self._opened) for e, text in pairs]
         results = score_rollouts(
             [self._part],
             examples,
@@ -109,9 +124,7 @@ def as_trl_reward(
     `ground_truth`) is compared as mathematics. `opened` says that prompts end inside a think
     block. The trainer's `reward_weights` weigh.
     """
-    if isinstance(part, str):
-        part = load_reward(part, settings=settings, max_tokens=max_tokens)
-    return TrlReward(part, task, gold, opened)
+    return TrlReward(part, task, gold, settings, max_tokens, opened)
 
 
 def trl_rows(task: Task) -> list[dict[str, Any]]:
@@ -146,10 +159,6 @@ def completion_text(completion: Any) -> str:
         return completion
     said = (m.get("content") for m in completion if m.get("role", "assistant") == "assistant")
     return "".join(content for content in said if isinstance(content, str))
-
-
-def _grade(gold: str, text: str, opened: bool) -> Grade:
-    return grade_answer(gold, text, opened=opened)
 
 
 def _are_messages(prompts: Sequence[Any]) -> bool:

@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import TypeAlias
 
+from forethought.errors import RewardError
 from forethought.types import Example, Grade
 
 
@@ -31,6 +32,8 @@ class RewardBatch:
 
     def log_metric(self, name: str, value: float) -> None:
         """Have `value` averaged into the metric `reward/name` of this step."""
+        if name in ("mean", "std"):
+            raise RewardError(f"a logged value cannot be named {name}, as a metric is; rename it")
         self.metrics.setdefault(name, []).append(float(value))
 
 
