@@ -86,6 +86,26 @@ def test_a_grader_that_can_be_fooled_is_found(
         refuse_unsound(MadeTask(judge), "made")
 
 
+@pytest.mark.parametrize(("num_lenient", "is_fault"), [(0, False), (2, False), (3, True)])
+def test_quoting_the_question_may_be_right_by_chance_but_not_often(
+    num_lenient: int, is_fault: bool
+) -> None:
+    def judge(example: Example, answer: str) -> float:
+        is_quoted = answer == f"10 + {int(example.id) + 1}?" and int(example.id) < num_lenient
+        return float(answer == example.answer or is_quoted)
+
+    @dataclass(frozen=True)
+    class Quotable(MadeTask):
+        def __getitem__(self, index: int) -> Example:
+            content = f"What is it?\n1. 10 + {index + 1}?"
+            messages = ({"role": "user", "content": content},)
+            return Example(id=str(index), messages=messages, answer=self.answers[index])
+
+    faults = find_faults(Quotable(judge, answers=tuple(map(str, range(11, 21)))))
+    expected = [f"a line of the question scores up to 1 on {num_lenient} of 10 problems"]
+    assert faults == (expected if is_fault else [])
+
+
 def test_a_grader_that_raises_is_found() -> None:
     def judge(example: Example, answer: str) -> float:
         return float(int(answer) == int(example.answer))

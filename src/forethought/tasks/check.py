@@ -6,6 +6,7 @@ to be run as code, which would each leave a marker file. Training and test split
 
 from __future__ import annotations
 
+import re
 import statistics
 import tempfile
 import time
@@ -19,10 +20,14 @@ from forethought.tasks.files import BOXED_INSTRUCTION
 from forethought.types import Example, Grade, GradeStatus, Task
 
 NUM_PROBLEMS = 10
-_NUM_AT_START = 3  # problems that are tried before training or an evaluation
+_NUM_OF_CODE = 3  # problems that are tried before training, where each answer is a program run
+_MAX_QUOTED = 40  # lines of a question
+_MAX_QUOTED_FRAC = 0.25  # of problems a line of which scores: below, it is right by chance
 _NUM_ATTACKED = 3  # problems whose grader is shown every payload
 _JUNK = ("junk", "I do not know", "?!", "[[]]", "nan", "yes no 0 1 A B", "junk\njunk\njunk")
 _EMPTY = ("", " ", "\\boxed{}", "\\boxed{ }", "<think>\\boxed{1}</think>")
+
+_LABEL = re.compile(r"^\s*\w{1,3}[.:)]\s")  # "1. ", "A: "
 
 # Each would make the file MARKER, if an answer were run as Python, by sympy, YAML or a shell. GOLD
 # is the reference answer, for graders that look for it first.
@@ -76,6 +81,7 @@ class _Prober:
 
     def __init__(self, task: Task) -> None:
         self._task = task
+        self.is_code = hasattr(task, "gold_completion")
         self.seconds: list[float] = []
         self.statuses: list[GradeStatus] = []
         self.raised: dict[str, int] = {}
@@ -87,8 +93,8 @@ class _Prober:
 
     def shown(self, text: str) -> list[str]:
         """An answer as a completion: boxed, and where answers are code as a block of it too."""
-        is_code = hasattr(self._task, "gold_completion")
-        return [_boxed(text), f"```python\n{text}\n```"] if is_code else [_boxed(text)]
+        fenced = [f"```python\n{text}\n```"] if self.is_code else []
+        return [_boxed(text), *fenced]
 
     def score(self, example: Example, completion: str) -> float | None:
         """The score, None when it is unknown or the grader raises."""
@@ -139,9 +145,10 @@ def check_task(spec: str, *, num_problems: int = NUM_PROBLEMS, seed: int = 0) ->
     )
 
 
-def find_faults(task: Task, *, num_problems: int = _NUM_AT_START) -> list[str]:
+def find_faults(task: Task) -> list[str]:
     """Why the first problems of a task are not graded soundly; no payload is shown."""
     prober = _Prober(task)
+    num_problems = _NUM_OF_CODE if prober.is_code else NUM_PROBLEMS
     faults, _ = _look(prober, [task[index] for index in range(min(num_problems, len(task)))])
     return faults + _raised(prober)
 
@@ -200,17 +207,22 @@ def _look(prober: _Prober, examples: Sequence[Example]) -> tuple[list[str], list
         ("junk", lambda example: [c for text in _JUNK for c in prober.shown(text)]),
         ("the question itself", _restated),
     ):
-        faults += _not_zero(prober, examples, what, completions)
+        text, _ = _above_zero(prober, examples, what, completions)
+        faults += [text] if text else []
+    if not prober.is_code:
+        text, share = _above_zero(prober, examples, "a line of the question", _quoted)
+        if text:
+            (faults if share > _MAX_QUOTED_FRAC else notes).append(text)
     return faults, notes
 
 
-def _not_zero(
+def _above_zero(
     prober: _Prober,
     examples: Sequence[Example],
     what: str,
     completions: Callable[[Example], Sequence[str]],
-) -> list[str]:
-    """A fault when any of the completions scores above 0."""
+) -> tuple[str, float]:
+    """What to say of the completions that score, "" when none does, and the share of problems."""
     highest, problems = 0.0, set()
     for example in examples:
         for completion in completions(example):
@@ -218,9 +230,8 @@ def _not_zero(
             if score > 0:
                 highest = max(highest, score)
                 problems.add(example.id)
-    if not problems:
-        return []
-    return [f"{what} scores up to {highest:g} on {len(problems)} of {len(examples)} problems"]
+    text = f"{what} scores up to {highest:g} on {len(problems)} of {len(examples)} problems"
+    return (text, len(problems) / len(examples)) if problems else ("", 0.0)
 
 
 def _attack(prober: _Prober, examples: Sequence[Example]) -> list[str]:
@@ -251,6 +262,13 @@ def _raised(prober: _Prober) -> list[str]:
 def _restated(example: Example) -> list[str]:
     question = _question(example)
     return [question, _boxed(question)]
+
+
+def _quoted(example: Example) -> list[str]:
+    """Lines of the question, without their number or name, that do not hold the reference."""
+    lines = _question(example).splitlines()[:_MAX_QUOTED]
+    texts = {text.strip() for line in lines for text in (line, _LABEL.sub("", line))}
+    return [_boxed(t) for t in sorted(texts) if t and (example.answer or t + "x") not in t]
 
 
 def _question(example: Example) -> str:
