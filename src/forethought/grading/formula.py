@@ -15,7 +15,7 @@ from random import Random
 
 from forethought.grading import formula_values as values
 from forethought.grading.formula_reader import Formula, Point, read_formula
-from forethought.grading.formula_values import Value, is_equal, is_real
+from forethought.grading.formula_values import Value, is_different, is_equal, is_real
 
 _NUM_POINTS, _NUM_NEEDED = 8, 3
 _RELATION = re.compile(r"\\(?:le|ge|ne)(?![a-z])|[=<>]")
@@ -78,7 +78,8 @@ def _agree(gold: Formula, answer: Formula) -> bool | None:
                 return False
             num_equal += 1
         elif not letters or gold.is_complex or (is_real(expected) and is_real(given)):
-            return False  # elsewhere, two branches of a root or logarithm may be meant
+            # Elsewhere, two branches of a root or logarithm may be meant.
+            return False if is_different(expected, given) else None
     return True if num_equal >= (_NUM_NEEDED if letters else 1) else None
 
 
@@ -96,11 +97,15 @@ def _same_relation(gold: _Statement, answer: _Statement) -> bool | None:
     if one.letters != other.letters or not one.letters:
         return False
     pairs = [(a, b) for a, b in _value_pairs(one, other) if is_real(a) and is_real(b)]
-    zero = Fraction(0)
-    if len(pairs) < _NUM_NEEDED or any(is_equal(b, zero) for _, b in pairs):
+    zeros = [(is_equal(a, Fraction(0)), is_equal(b, Fraction(0))) for a, b in pairs]
+    ratios = [
+        values.divide(a, b) for (a, b), zero in zip(pairs, zeros, strict=True) if not any(zero)
+    ]
+    if any(a is not b for a, b in zeros):
+        return False
+    if len(ratios) < _NUM_NEEDED:
         return None
-    ratios = [values.divide(a, b) for a, b in pairs]
-    if is_equal(ratios[0], zero) or not all(is_equal(ratios[0], ratio) for ratio in ratios):
+    if not all(is_equal(ratios[0], ratio) for ratio in ratios):
         return False
     if gold.relation in ("=", "\\ne"):
         return True
@@ -132,4 +137,4 @@ def _points(letters: frozenset[str]) -> list[dict[str, Value]]:
 def _coordinate(number: int, letter: str) -> Value:
     rng = Random(f"{number}/{letter}")
     sign = rng.choice((-1, 1)) if number % 2 else 1
-    return Fraction(sign * rng.randint(12, 97), rng.choice((7, 11, 13)))
+    return Fraction(sign * rng.randint(5, 40), rng.choice((11, 13, 17)))

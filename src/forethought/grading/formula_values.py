@@ -14,21 +14,32 @@ from typing import TypeAlias
 MAX_EXPONENT = 1000
 MAX_FACTORIAL = 100
 _MAX_BITS = 4096  # of a numerator or denominator: beyond, a value goes on as a float
-_TOLERANCE = 1e-10
+_TOLERANCE, _DOUBT = 1e-12, 1e-7  # relative; a difference in between may be rounding
 
 Value: TypeAlias = Fraction | complex
 
 
 def is_equal(one: Value, other: Value) -> bool:
-    """Equal as fractions, or as floats but for rounding."""
+    """Equal as fractions, or as floats but for their last digits."""
     if isinstance(one, Fraction) and isinstance(other, Fraction):
         return one == other
+    return _distance(one, other) <= _TOLERANCE
+
+
+def is_different(one: Value, other: Value) -> bool:
+    """Not equal, and by more than rounding on the way could explain."""
+    if isinstance(one, Fraction) and isinstance(other, Fraction):
+        return one != other
+    return _distance(one, other) > _DOUBT
+
+
+def _distance(one: Value, other: Value) -> float:
     left, right = complex(one), complex(other)
-    return abs(left - right) <= _TOLERANCE * max(abs(left), abs(right), 1e-2)
+    return abs(left - right) / max(abs(left), abs(right), 0.1)
 
 
 def is_real(value: Value) -> bool:
-    return isinstance(value, Fraction) or abs(value.imag) <= _TOLERANCE * max(abs(value), 1e-2)
+    return isinstance(value, Fraction) or abs(value.imag) <= _TOLERANCE * max(abs(value), 0.1)
 
 
 def is_finite(value: Value) -> bool:

@@ -28,7 +28,7 @@ _TEXT_COMMAND = re.compile(
 _UNIT_LETTERS = {"m": "meter", "g": "gram", "s": "sec", "h": "hr", "L": "liter"}
 _UNIT_LETTER = re.compile(r"(?<![A-Za-z.])[mgshL](?![A-Za-z])")
 _DIGIT_SEPARATOR = re.compile(r"(?<=[0-9])(?:,\\! ?|\{,\}|\\,|\\!)(?=[0-9]{3}(?![0-9]))")
-_COMMAND = re.compile(r"\\(?:[a-zA-Z]+|.)|[$~]")
+_COMMAND = re.compile(r"\\\{ *\\\}|\\(?:[a-zA-Z]+|.)|[$~]")
 _SIZES = ("big", "Big", "bigg", "Bigg")
 _COMMANDS = {
     **dict.fromkeys(["\\left", "\\right", "\\displaystyle", "\\limits", "\\!"], ""),
@@ -39,6 +39,7 @@ _COMMANDS = {
     **{"$": "", "\\%": "%", "\\leq": "\\le", "\\geq": "\\ge", "\\neq": "\\ne"},
     **{"\\leqslant": "\\le", "\\geqslant": "\\ge", "\\lt": "<", "\\gt": ">"},
     **{"\\lbrace": "\\{", "\\rbrace": "\\}", "\\langle": "(", "\\rangle": ")"},
+    **{"\\pounds": "\u00a3", "\\euro": "\u20ac", "\\yen": "\u00a5", "\\{\\}": "\\emptyset"},
     **{"\\varnothing": "\\emptyset", "\\lvert": "|", "\\rvert": "|", "\\vert": "|"},
 }
 _LONE_DOLLAR = re.compile(r"([+-]?) ?(?<!\\)\$(?= ?[0-9.][^$]*\Z)")  # "$5" is money, "$5$" is LaTeX
@@ -69,14 +70,14 @@ def normalise(text: str) -> str:
     """
     if not text.isascii():
         text = text.translate(_SIGNS)
-    text = text.strip().strip("*`").strip()
+    text = text.strip().rstrip(".").strip("*`").strip()
     if text.startswith("\\boxed{") and text.endswith("}"):
         text = text[len("\\boxed{") : -1].strip()
     text = _PLAIN_ROOT.sub(_latex_root, _PLAIN_NAME.sub(_latex_name, text))
     if "\\" in text or "{" in text or "$" in text or "^" in text or "~" in text:
         text = _normalise_latex(text)
     text = _CONJUNCTION.sub(", ", " ".join(text.split()))
-    return _SPACE.sub("", text).rstrip(".,;: ").strip()
+    return _SPACE.sub("", text).rstrip(".,;:\\ ").strip()
 
 
 def _normalise_latex(text: str) -> str:

@@ -57,6 +57,8 @@ _NOT_UNITS = frozenset(
 )
 _MONEY = re.compile(r"([+-]?) ?(\\\$|[\u20ac\u00a3\u00a5\u20b9]) ?(.+)")
 _CHANGE = re.compile(r"(.*[0-9}]) ?(\\\$|[\u20ac\u00a3\u00a5\u20b9\u00a2])")
+_LETTERS = {"h": "hr", "s": "sec", "m": "meter", "L": "liter"}
+_PER_LETTER = re.compile(r"(?<=[A-Za-z]{2}) ?/ ?([hsmL])(?![A-Za-z])")  # km/h, but not x/h
 _WORD = r"[A-Za-z]+(?:\^[23])?"
 _UNIT = re.compile(rf"(?:(?<=[0-9}})])|(?<=\\pi))( ?)({_WORD}(?:(?: ?/ ?| ){_WORD}){{0,3}})\Z")
 
@@ -75,11 +77,12 @@ def split_unit(text: str) -> tuple[str, str]:
     match = _UNIT.search(text) if may_end_a_unit else None
     if match is None:
         return text, ""
-    words = re.findall(r"[A-Za-z]+", match.group(2))
+    found = _PER_LETTER.sub(lambda letter: f"/{_LETTERS[letter.group(1)]}", match.group(2))
+    words = re.findall(r"[A-Za-z]+", found)
     known = all(_singular(word) in _CANONICAL for word in words)
     if not known and not (match.group(1) and all(map(_may_be_unit, words))):
         return text, ""
-    return text[: match.start()], _canonical(match.group(2))
+    return text[: match.start()], _canonical(found)
 
 
 def _canonical(text: str) -> str:
