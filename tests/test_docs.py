@@ -268,6 +268,12 @@ def test_every_gym_family_that_is_special_is_named() -> None:
     assert named >= EXACT_FAMILIES | SLOW_FAMILIES | SCREENED_FAMILIES
 
 
+def test_the_families_that_are_unsound_are_those_that_were_measured() -> None:
+    stored = json.loads((DOCS / "results" / "task_check.json").read_text(encoding="utf-8"))
+    text = section(read("tasks.md"), "The conformance test").partition("These do not")[2]
+    assert set(re.findall(r"`(gym:\w+)`", text)) == set(stored["summary"]["unsound"])
+
+
 def test_run_folder_of_the_documents_is_the_one_written(tmp_path: Path) -> None:
     text = section(read("architecture.md"), "The run folder")
     with Run.create(
