@@ -21,7 +21,8 @@ from forethought.evaluation.evaluate import Evaluation, ProblemResult
 from forethought.grading.rewards import dry_run_reward, load_reward
 from forethought.run import Run
 from forethought.tasks.base import FAMILIES
-from forethought.tasks.gym import NUMBER_FAMILIES, TEXT_FAMILIES
+from forethought.tasks.gym_families import EXACT_FAMILIES, SLOW_FAMILIES
+from forethought.tasks.gym_scoring import SCREENED_FAMILIES
 from forethought.tasks.problems import Arithmetic, Family
 from forethought.training import advantages
 from forethought.training.advantages import ESTIMATORS
@@ -36,6 +37,9 @@ TABLES = {
     "Mixture": "[mixture]",
     "Quality": "[mixture.quality]",
     "Reward": "[reward]",
+    "CosineLength": "[reward.cosine_length]",
+    "SoftOverlong": "[reward.soft_overlong]",
+    "Repetition": "[reward.repetition]",
 }
 METRIC = re.compile(r"[a-z]+/[a-z_0-9]+")
 
@@ -259,9 +263,15 @@ def test_every_family_is_described_with_its_dial() -> None:
     }
 
 
-def test_every_gym_family_is_named() -> None:
+def test_every_gym_family_that_is_special_is_named() -> None:
     named = set(re.findall(r"`(\w+)`", section(read("tasks.md"), "reasoning-gym")))
-    assert named >= NUMBER_FAMILIES | TEXT_FAMILIES
+    assert named >= EXACT_FAMILIES | SLOW_FAMILIES | SCREENED_FAMILIES
+
+
+def test_the_families_that_are_unsound_are_those_that_were_measured() -> None:
+    stored = json.loads((DOCS / "results" / "task_check.json").read_text(encoding="utf-8"))
+    text = section(read("tasks.md"), "The conformance test").partition("These do not")[2]
+    assert set(re.findall(r"`(gym:\w+)`", text)) == set(stored["summary"]["unsound"])
 
 
 def test_run_folder_of_the_documents_is_the_one_written(tmp_path: Path) -> None:

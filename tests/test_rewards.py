@@ -14,15 +14,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from forethought.errors import RewardError
+from forethought.grading.built_in_rewards import is_well_formed
 from forethought.grading.rewards import (
     RewardPart,
     RewardResult,
     dry_run_reward,
-    is_well_formed,
     load_reward,
     score_rollouts,
 )
 from forethought.grading.user_rewards import adapt
+from forethought.schema import Reward, SoftOverlong
 from forethought.types import Example, Grade, GradeStatus
 
 EXAMPLES = (
@@ -39,6 +40,8 @@ GRADES = (
     Grade(score=1.0, status=GradeStatus.CORRECT, extracted="2"),
     Grade(score=0.0, status=GradeStatus.WRONG, extracted="4"),
 )
+OVERLONG = {"soft_overlong": 1.0}
+LENGTHS = [[1] * 90, [1] * 10]
 UNUSABLE = Grade(score=None, status=GradeStatus.UNPARSABLE_GOLD)
 
 
@@ -85,6 +88,20 @@ def test_a_part_of_weight_zero_is_logged_only() -> None:
 def test_an_unknown_accuracy_of_weight_zero_does_not_matter() -> None:
     parts = (load_reward("accuracy", weight=0.0), load_reward("format"))
     assert _score(*parts, grades=(UNUSABLE, UNUSABLE))[0].reward == 1.0
+
+
+def test_a_product_multiplies_scores_and_takes_what_penalties_ask_for() -> None:
+    halves = _part(lambda **_: [0.5, 0.5])
+    results = _score(load_reward("accuracy"), halves, combine="product")
+    assert [result.reward for result in results] == [0.5, 0.0]
+    # A weight says how much of the reward a part can take away.
+    light = _part(lambda **_: [0.5, None], weight=0.2)
+    results = _score(load_reward("format"), light, combine="product")
+    assert [result.reward for result in results] == [pytest.approx(0.9), 0.0]
+    settings = Reward(soft_overlong=SoftOverlong(max_length=100, buffer=20), parts=OVERLONG)
+    part = load_reward("soft_overlong", settings=settings)
+    results = _score(load_reward("accuracy"), part, combine="product", completion_ids=LENGTHS)
+    assert [result.reward for result in results] == [0.5, 0.0]
 
 
 def test_no_parts_or_two_of_one_name_are_mistakes() -> None:
@@ -156,6 +173,7 @@ def test_message_prompts_give_message_completions_and_columns_by_name() -> None:
 
     results = _score(_part(mine), completion_ids=[[1, 2], [3]])
     assert [result.reward for result in results] == [0.5, 1.0]
+    assert {seen.pop(name) is not None for name in ("trainer_state", "log_extra", "log_metric")}
     assert seen == {
         "prompts": [
             [{"role": "user", "content": "1 + 1?"}],
@@ -258,10 +276,10 @@ def test_a_function_that_raises_is_named_with_the_error() -> None:
 
 
 def test_a_column_that_is_not_there_is_named() -> None:
-    def mine(completions: list[Any], solution: list[str]) -> list[float]:
+    def mine(completions: list[Any], rubric: list[str]) -> list[float]:
         return [0.0 for _ in completions]
 
-    with pytest.raises(RewardError, match=r"needs 'solution'.*use one of answer, .*level"):
+    with pytest.raises(RewardError, match=r"needs 'rubric'.*use one of answer, .*level"):
         _score(_part(mine))
 
 

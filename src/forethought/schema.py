@@ -135,15 +135,55 @@ class SftRecipe(RecipeBase):
         return self
 
 
-class Reward(Section):
-    """A weighted sum of named parts: built-in names or `file.py:function`."""
+class CosineLength(Section):
+    """What the part "cosine_length" pays, from an empty completion to one of `max_length`."""
 
+    correct_short: float = 1.0
+    correct_long: float = 0.5
+    wrong_short: float = -1.0
+    wrong_long: float = -0.5
+    exceeded: float | None = None
+    """For a completion that reaches `max_length`; None pays it as the longest."""
+    max_length: PositiveInt | None = None
+    """None is the recipe's `max_tokens`; so it is in the tables below."""
+
+
+class SoftOverlong(Section):
+    """Where the part "soft_overlong" begins to punish: `buffer` tokens before `max_length`."""
+
+    max_length: PositiveInt | None = None
+    buffer: PositiveInt | None = None
+    """None is a fifth of `max_length`."""
+
+
+class Repetition(Section):
+    """Of what the part "repetition" counts copies: n-grams of tokens."""
+
+    ngram_size: PositiveInt = 3
+
+
+class Reward(Section):
+    """Named parts, built in or `file.py:function`, and how they make one number."""
+
+    combine: Literal["sum", "product"] = "sum"
     parts: dict[str, float] = {"accuracy": 1.0, "format": 0.1}
+    cosine_length: CosineLength = CosineLength()
+    soft_overlong: SoftOverlong = SoftOverlong()
+    repetition: Repetition = Repetition()
 
     @model_validator(mode="after")
-    def _something_counts(self) -> Reward:
+    def _parts_fit(self) -> Reward:
         if not any(self.parts.values()):
             raise ValueError(f"parts={self.parts} must give at least one part a weight")
+        if self.combine == "product":
+            for name, weight in self.parts.items():
+                if not 0.0 <= weight <= 1.0:
+                    raise ValueError(
+                        f"parts.{name}={weight} must be 0 to 1 where combine is 'product'"
+                    )
+        for name in ("cosine_length", "soft_overlong", "repetition"):
+            if name not in self.parts and getattr(self, name) != Reward.model_fields[name].default:
+                raise ValueError(f"{name} is set, but parts does not name it; give it a weight")
         return self
 
 
@@ -153,6 +193,8 @@ class RlRecipe(RecipeBase):
     stage: Literal["rl"]
     model: str
     task: str
+    allow_unsound_task: bool = False
+    """Train although the task's grader fails `forethought task check`."""
     prompts_per_step: PositiveInt = 32
     group_size: Annotated[int, Field(ge=2)] = 16
     max_tokens: PositiveInt = 128

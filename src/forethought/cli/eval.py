@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from forethought.cli.console import Progress, console, format_seconds, print_json
+from forethought.cli.console import Progress, console, format_seconds, note, print_json
 from forethought.errors import UserError
 
 if TYPE_CHECKING:
@@ -43,6 +43,7 @@ def eval_command(
     from forethought.evaluation.evaluate import compare
     from forethought.models.resolve import resolve
     from forethought.tasks.base import load_task
+    from forethought.tasks.check import find_faults
 
     temperature = _temperature(temperature, samples)
     if not 0 < top_p <= 1:
@@ -52,6 +53,8 @@ def eval_command(
         resolve(name)  # a wrong name fails before torch is imported
     # The problems do not depend on --seed, so that runs with other draws can be paired.
     problems = load_task(task, split=split, size=limit)
+    if faults := find_faults(problems):
+        note(f"warning: {task} is not graded soundly: {faults[0]}")
     is_new = out is not None and not out.exists()
     files = [] if out is None else _prepare(out, len(names), force)
     sampling: dict[str, Any] = {

@@ -1,41 +1,48 @@
-r"""Rewards for training: a weighted sum of parts, each of which is logged alone.
+r"""Rewards for training: named parts, each logged alone, made into one number.
 
-A part is built in ("accuracy", "format") or the user's own function, named by
-`path/to/file.py:function` or `package.module:function` and called the way TRL calls it (see
-`user_rewards.adapt`). A None means "cannot be known": never 0.
+A part is built in (`built_in_rewards`) or the user's own function, named by
+`path/to/file.py:function` or `package.module:function` and called by the convention that its
+parameters show (`conventions`). A None means "cannot be known": never 0.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TypeAlias
+from math import prod
+from statistics import fmean
+from typing import Literal
 
 from forethought.errors import RewardError
-from forethought.grading.answers import BOX_OPEN, THINK_CLOSE, THINK_OPEN, last_box, split_think
-from forethought.grading.user_rewards import RewardBatch, adapt, load_function
+from forethought.grading.built_in_rewards import BUILT_IN
+from forethought.grading.reward_batch import RewardBatch, RewardFunction
+from forethought.grading.user_rewards import adapt, load_function
+from forethought.schema import Reward
 from forethought.types import Example, Grade, GradeStatus
-
-RewardFunction: TypeAlias = Callable[[RewardBatch], Sequence[float | None]]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RewardPart:
-    """One term of the reward: `function` gives one number (or None) per completion of a batch.
+    """One part of the reward: `function` gives one number (or None) per completion of a batch.
 
     With `required`, a None from this part makes the whole reward None; without, the part is left
-    out of that sum. A part of weight 0 is computed and logged, and changes nothing.
+    out for that completion. A part of weight 0 is computed and logged, and changes nothing.
+    `neutral` is the value that leaves a product as it is: 1, or 0 for a penalty.
     """
 
     name: str
     weight: float
     function: RewardFunction
     required: bool = False
+    neutral: float = 1.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RewardResult:
-    """The reward of one completion, None when ungraded, and what each part said before weights."""
+    """The reward of one completion, None when ungraded, and what each part said before weights.
+
+    Metrics that a user's function logged stand among `parts`, the same for the whole batch.
+    """
 
     reward: float | None
     parts: Mapping[str, float | None]
@@ -50,8 +57,14 @@ def score_rollouts(
     completion_ids: Sequence[Sequence[int]] = (),
     prompts: Sequence[str] | None = None,
     opened: bool = False,
+    combine: Literal["sum", "product"] = "sum",
+    step: int = 0,
+    num_steps: int = 0,
 ) -> list[RewardResult]:
-    """Score completions: reward = sum of weight * value over the parts that gave a value.
+    """Score completions from the parts that gave a value v, each of weight w.
+
+    "sum": sum of w * v. "product": product of 1 + w * (v - neutral), so that at weight 1 a score
+    is a factor as it is, a penalty takes its share away, and a smaller weight takes less.
 
     `examples`, `completions` and `grades` have one entry per completion (siblings repeat their
     example). `prompts` are the prompts as text, where they are text; without it the examples'
@@ -73,19 +86,40 @@ def score_rollouts(
         completion_ids=tuple(map(tuple, completion_ids)) or ((),) * len(completions),
         prompts=None if prompts is None else tuple(prompts),
         opened=opened,
+        step=step,
+        num_steps=num_steps,
     )
     columns = [part.function(batch) for part in parts]
-    return [_combine(parts, values) for values in zip(*columns, strict=True)]
+    logged = {name: fmean(values) for name, values in batch.metrics.items()}
+    return [
+        RewardResult(
+            reward=_combine(parts, values, combine),
+            parts={**logged, **dict(zip(names, values, strict=True))},
+        )
+        for values in zip(*columns, strict=True)
+    ]
 
 
-def load_reward(spec: str, *, weight: float = 1.0) -> RewardPart:
+def load_reward(
+    spec: str,
+    *,
+    weight: float = 1.0,
+    settings: Reward | None = None,
+    max_tokens: int | None = None,
+) -> RewardPart:
     """Make a part from a built-in's name or the place of a function; raises RewardError.
 
-    The part of a user's function is called as the function is.
+    `settings` holds the tables of the built-in parts, `max_tokens` the longest completion. The
+    part of a user's function is called as the function is.
     """
     if spec in BUILT_IN:
+        built_in = BUILT_IN[spec]
         return RewardPart(
-            name=spec, weight=weight, function=BUILT_IN[spec], required=spec == "accuracy"
+            name=spec,
+            weight=weight,
+            function=built_in.build(settings or Reward(), max_tokens),
+            required=built_in.required,
+            neutral=built_in.neutral,
         )
     if ":" not in spec:
         known = ", ".join(BUILT_IN)
@@ -96,6 +130,24 @@ def load_reward(spec: str, *, weight: float = 1.0) -> RewardPart:
     function = load_function(spec)
     name = getattr(function, "__name__", spec.rpartition(":")[2])
     return RewardPart(name=name, weight=weight, function=adapt(function, spec))
+
+
+def load_rewards(
+    settings: Reward, *, max_tokens: int, examples: Sequence[Example] = ()
+) -> tuple[RewardPart, ...]:
+    """The parts of a recipe, each tried out on two of its examples. Raises RewardError."""
+    parts = tuple(
+        load_reward(spec, weight=weight, settings=settings, max_tokens=max_tokens)
+        for spec, weight in settings.parts.items()
+    )
+    names = [part.name for part in parts]
+    if repeated := [name for name in names if names.count(name) > 1]:
+        raise RewardError(f"two rewards are named {repeated[0]}; rename one of the functions")
+    if taken := [name for name in names if name in ("mean", "std")]:
+        raise RewardError(f"a reward cannot be named {taken[0]}, as a metric is; rename it")
+    for part in parts:
+        dry_run_reward(part, examples)
+    return parts
 
 
 def dry_run_reward(part: RewardPart, examples: Sequence[Example] = ()) -> None:
@@ -118,46 +170,17 @@ def dry_run_reward(part: RewardPart, examples: Sequence[Example] = ()) -> None:
     )
 
 
-def is_well_formed(text: str, *, opened: bool = False) -> bool:
-    r"""True when a completion keeps the format that the "format" part pays for.
-
-    At most one think block, first and closed; after it exactly one `\boxed{...}`, closed and not
-    empty, and only white space behind it. A boxed answer without a think block is well formed.
-    """
-    num_opened = text.count(THINK_OPEN) + opened
-    if num_opened > 1 or text.count(THINK_CLOSE) != num_opened:
-        return False
-    if THINK_OPEN in text and not text.lstrip().startswith(THINK_OPEN):
-        return False
-    _, visible = split_think(text, opened=opened)
-    span = last_box(visible)
-    if span is None or visible.count(BOX_OPEN) != 1:
-        return False
-    start, end = span
-    return bool(visible[start:end].strip()) and not visible[end + 1 :].strip()
-
-
-def _accuracy(batch: RewardBatch) -> list[float | None]:
-    return [grade.score for grade in batch.grades]
-
-
-def _format(batch: RewardBatch) -> list[float | None]:
-    return [float(is_well_formed(text, opened=batch.opened)) for text in batch.completions]
-
-
-BUILT_IN: Mapping[str, RewardFunction] = {"accuracy": _accuracy, "format": _format}
-
 _SAMPLES = (
     Example(id="0", messages=({"role": "user", "content": "What is 2 + 3?"},), answer="5"),
     Example(id="1", messages=({"role": "user", "content": "What is 4 - 1?"},), answer="3"),
 )
 
 
-def _combine(parts: Sequence[RewardPart], values: Sequence[float | None]) -> RewardResult:
-    by_name = {part.name: value for part, value in zip(parts, values, strict=True)}
-    weighted = [
-        (part, value) for part, value in zip(parts, values, strict=True) if part.weight != 0
-    ]
-    terms = [part.weight * value for part, value in weighted if value is not None]
-    unknown = any(part.required and value is None for part, value in weighted)
-    return RewardResult(reward=sum(terms) if terms and not unknown else None, parts=by_name)
+def _combine(parts: Sequence[RewardPart], values: Sequence[float | None], how: str) -> float | None:
+    pairs = [(part, value) for part, value in zip(parts, values, strict=True) if part.weight != 0]
+    known = [(part, value) for part, value in pairs if value is not None]
+    if not known or any(part.required and value is None for part, value in pairs):
+        return None
+    if how == "product":
+        return prod(1.0 + part.weight * (value - part.neutral) for part, value in known)
+    return sum(part.weight * value for part, value in known)

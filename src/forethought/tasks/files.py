@@ -3,7 +3,8 @@
 A row is `{"id", "question", "answer"}`. Other conventions are understood: `problem` or `prompt`
 for the question (a string or a list of chat messages), `solution` or `ground_truth` for the
 answer, and verl's `reward_model.ground_truth`. Of a worked solution, "... #### 42" (GSM8K) or
-"... \\boxed{42}" (MATH), the final answer counts. Without an id, the line number is the id.
+"... \\boxed{42}" (MATH), the final answer counts. Without an id, the line number is the id. Every
+field but the question is kept in the example's `meta`, where reward functions find it.
 
 A file has no splits: every split is the whole file, unless the option `holdout=0.2` sets a fifth
 of the questions apart as the test split, by a hash of their text, and leaves the rest to train.
@@ -190,7 +191,8 @@ def _read_example(row: object, place: str, number: str, boxed: bool) -> Example:
         raise TaskError(f"{place}: the answer is empty")
     identity = _first(row, _ID_KEYS)
     example_id = number if identity is None else _read_scalar(identity, "id", place)
-    return Example(id=example_id, messages=messages, answer=final)
+    others = {key: value for key, value in row.items() if key not in _QUESTION_KEYS}
+    return Example(id=example_id, messages=messages, answer=final, meta=others)
 
 
 def _first(row: Mapping[str, Any], keys: tuple[str, ...]) -> Any:

@@ -1,7 +1,7 @@
-"""Families of reasoning-gym as tasks, through the extra `gym`.
+"""Every family of reasoning-gym as a task `gym:NAME`, through the extra `gym`.
 
-reasoning-gym's own scorers are never called: several run the model's text as code. Only families
-with one right answer that an exact comparison of ours can check are allowed.
+Families with one right answer are compared exactly; the others are graded by reasoning-gym's own
+scorer, behind a screen and in a process that can be killed (`gym_scoring`).
 
 Train and test cannot overlap: a hash of what the question is about says which split it belongs to
 (its text; its numbers in any order where order or wording hardly matters; the plaintext of a
@@ -11,60 +11,25 @@ cipher), and the two splits draw from seeds far apart.
 from __future__ import annotations
 
 import difflib
-import importlib
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
 from forethought.errors import TaskError
+from forethought.grading.jobs import Job, settle
 from forethought.grading.math import grade_answer
-from forethought.tasks.files import BOXED_INSTRUCTION
-from forethought.tasks.problems import is_test_key
+from forethought.tasks.gym_families import EXACT_FAMILIES, SLOW_FAMILIES, TEXT_FAMILIES
+from forethought.tasks.gym_problems import draw_examples, import_gym, settings_at
+from forethought.tasks.gym_scoring import begin_grade
 from forethought.types import Example, Grade, GradeStatus
 
-# The answer is one number and the question never states it: equal in value is right.
-NUMBER_FAMILIES = frozenset(
-    (
-        "basic_arithmetic",
-        "binary_alternation",
-        "chain_sum",
-        "count_bits",
-        "count_primes",
-        "decimal_chain_sum",
-        "gcd",
-        "gsm_symbolic",
-        "largest_island",
-        "lcm",
-        "leg_counting",
-        "letter_counting",
-        "products",
-        "rotten_oranges",
-        "simple_equations",
-    )
-)
-# The answer is one string: equal letter for letter, but for case and spaces around it.
-TEXT_FAMILIES = frozenset(
-    (
-        "base_conversion",
-        "bitwise_arithmetic",
-        "caesar_cipher",
-        "calendar_arithmetic",
-        "spell_backward",
-    )
-)
-# "3 * 7", "7 * 3" and another wording of either must not stand on both sides of the split.
-_UNORDERED = frozenset(
-    ("basic_arithmetic", "chain_sum", "decimal_chain_sum", "gcd", "lcm", "products")
-)
-_NUMBER = re.compile(r"[0-9.]*[0-9]")
-
-_DEFAULT_SIZES = {"train": 2_000, "test": 500}
+_OWN_OPTIONS = ("size", "seed", "difficulty", "binarise")
+_SIZES = {"train": 2_000, "test": 500}
+_SLOW_SIZES = {"train": 200, "test": 50}
 _MAX_SIZE = 1_000_000
 # Item i of a family is drawn from Random(seed + i), so neighbouring seeds share nearly all items.
 _SEED_STRIDE = 1_000_000_000
-# A tenth of all questions is the test split; some are drawn twice.
-_DRAWS_PER_EXAMPLE = 40
+_MAX_SEED = 2**32 - 10**8  # numpy takes no more than 32 bits
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -86,55 +51,103 @@ class GymTask:
         return _exact(grade, example.answer) if self.is_text else _no_expression(grade)
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ScoredGymTask:
+    """Examples of one family, all distinct, graded by the family's own scorer.
+
+    What the scorer needs to know of a problem is in its `meta["entry"]`. With `binarise` only a
+    full score counts, as 1. Without a reference answer, `answer` is "".
+    """
+
+    name: str
+    family: str
+    examples: tuple[Example, ...]
+    settings: Mapping[str, Any]
+    binarise: bool = True
+
+    def __len__(self) -> int:
+        return len(self.examples)
+
+    def __getitem__(self, index: int) -> Example:
+        return self.examples[index]
+
+    def grade(self, example: Example, completion: str) -> Grade:
+        return settle(self.begin_grade(example, completion))
+
+    def begin_grade(self, example: Example, completion: str) -> Grade | Job:
+        """The grade, or a job for the pool where the scorer has to look."""
+        entry = example.meta["entry"]
+        return begin_grade(self.family, self.settings, entry, completion, binarise=self.binarise)
+
+
+def gym_families() -> tuple[str, ...]:
+    """The names of all families, sorted. Raises TaskError without reasoning-gym."""
+    return tuple(sorted(set(import_gym("*").factory.DATASETS) - {"composite"}))
+
+
 def gym_task(
     name: str,
     options: Mapping[str, str],
     split: str = "test",
     size: int | None = None,
     seed: int = 0,
-) -> GymTask:
-    """`size` distinct examples of a family (default 2,000 train, 500 test), fixed by `seed`.
+) -> GymTask | ScoredGymTask:
+    """At most `size` distinct examples of a family, fixed by `seed`.
 
-    `options` are the family's own settings; `size` and `seed` among them win over the arguments.
-    Raises TaskError when the family is not allowed, reasoning-gym is not installed, a setting is
-    unknown or wrong, or the family has fewer distinct questions than asked for.
+    `options` are the family's own settings, and `size` and `seed`, which win over the arguments,
+    `difficulty` and `binarise`. A family with fewer different questions gives fewer, unless the
+    option `size` asked for them. Raises TaskError when the family or a setting is unknown or wrong,
+    or reasoning-gym is not installed.
     """
-    if name not in NUMBER_FAMILIES | TEXT_FAMILIES:
-        allowed = ", ".join(sorted(NUMBER_FAMILIES | TEXT_FAMILIES))
-        if near := difflib.get_close_matches(name, NUMBER_FAMILIES | TEXT_FAMILIES, 1, 0.8):
-            raise TaskError(f"task=gym:{name} is unknown; did you mean gym:{near[0]}?")
-        raise TaskError(
-            f"gym:{name} is not allowed yet, because only reasoning-gym's own scorer could grade "
-            f"it and those scorers can run the model's text: use one of {allowed}"
-        )
-    if split not in _DEFAULT_SIZES:
+    gym = import_gym(name)
+    if name not in gym.factory.DATASETS or name == "composite":
+        near = difflib.get_close_matches(name, gym.factory.DATASETS, 1, 0.6)
+        hint = f"did you mean gym:{near[0]}?" if near else "`forethought task list` names them"
+        raise TaskError(f"task=gym:{name} is unknown; {hint}")
+    sizes = _SLOW_SIZES if name in SLOW_FAMILIES else _SIZES
+    if split not in sizes:
         raise TaskError(f"split {split!r} is unknown for gym:{name}: use train or test")
-    settings = {key: _setting(value) for key, value in options.items()}
-    size = _whole(
-        settings.pop("size", _DEFAULT_SIZES[split] if size is None else size), "size", name
-    )
-    seed = _whole(settings.pop("seed", seed), "seed", name)
+    own = {key: _setting(options[key]) for key in _OWN_OPTIONS if key in options}
+    settings = {key: _setting(text) for key, text in options.items() if key not in own}
+    if "difficulty" in own:
+        settings = settings_at(gym, name, own["difficulty"]) | settings
+    size = _whole(own.get("size", sizes[split] if size is None else size), "size", name)
+    seed = _whole(own.get("seed", seed), "seed", name)
     if not 1 <= size <= _MAX_SIZE:
         raise TaskError(f"size={size} of gym:{name} must be 1 to {_MAX_SIZE}")
     if seed < 0:
         raise TaskError(f"seed={seed} of gym:{name} must be at least 0")
+    binarise = own.get("binarise", 1)
+    if binarise not in (0, 1) or (name in EXACT_FAMILIES and not binarise):
+        why = "its answers are compared exactly" if name in EXACT_FAMILIES else "use 0 or 1"
+        raise TaskError(f"binarise={options['binarise']} of gym:{name} is wrong: {why}")
     is_test = split == "test"
-    start = (2 * seed + is_test) * _SEED_STRIDE
-    items = _open(name, settings, seed=start, num_draws=size * _DRAWS_PER_EXAMPLE)
-    examples = _draw(name, items, size, is_test=is_test)
-    return GymTask(name=f"gym:{name}", examples=examples, is_text=name in TEXT_FAMILIES)
-
-
-def _open(name: str, settings: Mapping[str, Any], *, seed: int, num_draws: int) -> Any:
+    start = (2 * seed + is_test) * _SEED_STRIDE % _MAX_SEED
     try:
-        gym: Any = importlib.import_module("reasoning_gym")
-    except ModuleNotFoundError as error:
-        raise TaskError(f"gym:{name} needs reasoning-gym: pip install reasoning-gym") from error
-    try:
-        return gym.create_dataset(name, seed=seed, size=num_draws, **settings)
-    except (AssertionError, AttributeError, KeyError, TypeError, ValueError) as error:
-        given = ",".join(f"{key}={value}" for key, value in settings.items())
-        raise TaskError(f"gym:{name} does not take {given}: {error}") from error
+        examples = draw_examples(gym, name, settings, start, size, is_test=is_test)
+    except TaskError as error:
+        if "difficulty" not in own:
+            raise
+        raise TaskError(
+            f"difficulty={own['difficulty']} of gym:{name} is a level that reasoning-gym itself "
+            f"refuses ({error}); take another, or give its own settings"
+        ) from error
+    if len(examples) < size and ("size" in own or not examples):
+        raise TaskError(
+            f"gym:{name} has only {len(examples)} distinct questions with these settings: "
+            f"ask for size={len(examples)} or fewer, or widen the settings"
+        )
+    shown = [f"{k}={v}" for k, v in sorted(options.items()) if k not in ("size", "seed")]
+    full_name = f"gym:{name}" + (f":{','.join(shown)}" if shown else "")
+    if name in EXACT_FAMILIES:
+        return GymTask(name=full_name, examples=examples, is_text=name in TEXT_FAMILIES)
+    return ScoredGymTask(
+        name=full_name,
+        family=name,
+        examples=examples,
+        settings=settings,
+        binarise=bool(binarise),
+    )
 
 
 def _setting(text: str) -> bool | int | float | str:
@@ -152,42 +165,6 @@ def _whole(value: object, key: str, name: str) -> int:
     if isinstance(value, bool) or not isinstance(value, int):
         raise TaskError(f"{key}={value} of gym:{name} must be a whole number")
     return value
-
-
-def _draw(name: str, items: Any, size: int, *, is_test: bool) -> tuple[Example, ...]:
-    """The first `size` distinct questions of the split that have an answer."""
-    examples: dict[str, Example] = {}
-    for index in range(len(items)):
-        item = items[index]
-        question, answer = str(item["question"]).strip(), str(item["answer"]).strip()
-        # base_conversion writes zero as the empty string: no answer to compare with.
-        if not answer or is_test_key(_split_key(name, question, answer)) is not is_test:
-            continue
-        if question not in examples:
-            examples[question] = _example(name, index, question, answer, items.seed)
-        if len(examples) == size:
-            return tuple(examples.values())
-    raise TaskError(
-        f"gym:{name} has only {len(examples)} distinct questions with these settings: "
-        f"ask for size={len(examples)} or fewer, or widen the settings"
-    )
-
-
-def _split_key(name: str, question: str, answer: str) -> str:
-    """What decides the split. Questions of equal text have equal keys, whatever the family."""
-    if name in _UNORDERED:
-        return f"gym:{name}:{sorted(_NUMBER.findall(question))}"
-    return f"gym:{name}:{answer if name == 'caesar_cipher' else question}"
-
-
-def _example(name: str, index: int, question: str, answer: str, seed: int) -> Example:
-    prompt = f"{question}\n{BOXED_INSTRUCTION}"
-    return Example(
-        id=f"{name}-{seed + index}",
-        messages=({"role": "user", "content": prompt},),
-        answer=answer,
-        meta={"family": name, "seed": seed + index},
-    )
 
 
 def _exact(grade: Grade, gold: str) -> Grade:

@@ -18,10 +18,10 @@ TEST_FRACTION = 0.1
 Content = tuple[Any, ...]
 
 
-def is_test_key(key: str) -> bool:
-    """True when a problem with this content key belongs to the test split (a tenth of them)."""
+def is_test_key(key: str, *, fraction: float = TEST_FRACTION) -> bool:
+    """True when a problem with this content key is in the test split, as `fraction` of them are."""
     digest = hashlib.sha256(key.encode()).digest()
-    return int.from_bytes(digest[:8], "big") < TEST_FRACTION * 2**64
+    return int.from_bytes(digest[:8], "big") < fraction * 2**64
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

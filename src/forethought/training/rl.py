@@ -17,9 +17,9 @@ import torch
 from jinja2 import TemplateError
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from forethought.errors import RecipeError, RewardError
+from forethought.errors import RecipeError
 from forethought.evaluation.evaluate import evaluate
-from forethought.grading.rewards import RewardPart, dry_run_reward, load_reward
+from forethought.grading.rewards import RewardPart, load_rewards
 from forethought.grading.watch import GradeWatch
 from forethought.models.load import LoadedModel, context_of, load_model
 from forethought.models.precision import compute_in
@@ -32,6 +32,7 @@ from forethought.sampling.local import LocalEngine
 from forethought.sampling.products import Weights, can_multiply
 from forethought.schema import RlRecipe
 from forethought.tasks.base import load_task
+from forethought.tasks.check import refuse_unsound
 from forethought.training.batch import Batch, batch_logprobs, pack_batches, pairs_per_token
 from forethought.training.checkpoint import settled_dtypes
 from forethought.training.filters import filter_rollouts
@@ -105,15 +106,11 @@ def run_rl(recipe: RlRecipe, run: Run, on_step: OnStep | None = None) -> Metrics
 def check_rl(recipe: RlRecipe) -> tuple[Task, Task, tuple[RewardPart, ...]]:
     """Training task, held-out task and rewards, tried out. Raises UserError; loads no model."""
     task = load_task(recipe.task, split="train", seed=recipe.seed)
+    if not recipe.allow_unsound_task:
+        refuse_unsound(task, recipe.task)
     held_out = load_task(recipe.eval_task or recipe.task, split="test")
-    parts = tuple(load_reward(name, weight=w) for name, w in recipe.reward.parts.items())
-    names = [part.name for part in parts]
-    if repeated := [name for name in names if names.count(name) > 1]:
-        raise RewardError(f"two rewards are named {repeated[0]}; rename one of the functions")
-    if taken := [name for name in names if name in ("mean", "std")]:
-        raise RewardError(f"a reward cannot be named {taken[0]}, as a metric is; rename it")
-    for part in parts:
-        dry_run_reward(part, [task[0], task[min(1, len(task) - 1)]])
+    samples = [task[0], task[min(1, len(task) - 1)]]
+    parts = load_rewards(recipe.reward, max_tokens=recipe.max_tokens, examples=samples)
     return task, held_out, parts
 
 
@@ -215,7 +212,7 @@ def train_step(learner: Learner, run: Run, step: int) -> Metrics:
     groups = sample_rollouts(learner.engine, examples, recipe, step, grades)
     learner.engine.release()
     clock.lap("sample")
-    groups = grade_rollouts(groups, learner.task, learner.parts, grades)
+    groups = grade_rollouts(groups, learner.task, learner.parts, recipe, step, grades)
     groups = assign_advantages(groups, recipe.estimator)
     clock.lap("grade")
     rollouts = [rollout for group in groups for rollout in group.rollouts]

@@ -107,6 +107,8 @@ def grade_rollouts(
     groups: Sequence[RolloutGroup],
     task: Task,
     parts: Sequence[RewardPart],
+    recipe: RlRecipe,
+    step: int,
     begun: StepGrades | None = None,
 ) -> list[RolloutGroup]:
     """Every rollout with its grade, its reward and the parts that the reward is made of.
@@ -126,6 +128,9 @@ def grade_rollouts(
             [t for t, sampled in zip(r.token_ids, r.sampled_mask, strict=True) if sampled]
             for _, r in pairs
         ],
+        combine=recipe.reward.combine,
+        step=step,
+        num_steps=recipe.num_steps,
     )
     graded = iter(
         replace(rollout, grade=grade, reward=result.reward, reward_parts=result.parts)
