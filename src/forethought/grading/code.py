@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from forethought.grading.answers import THINK_CLOSE, Extracted, split_think
-from forethought.types import Grade, GradeStatus
+from forethought.types import GradeStatus
 
 MAX_CODE_CHARS = 100_000
 
@@ -82,11 +82,6 @@ class Verdict:
             return None
         return float(self.status is GradeStatus.CORRECT)
 
-    def grade(self, extracted: str) -> Grade:
-        return Grade(
-            score=self.score, status=self.status, extracted=extracted, seconds=self.seconds
-        )
-
 
 def extract_code(text: str, *, opened: bool = False) -> Extracted:
     """The last fenced Python block after the think block. Never raises, linear time.
@@ -96,10 +91,11 @@ def extract_code(text: str, *, opened: bool = False) -> Extracted:
     close, or more than MAX_CODE_CHARS gives NO_ANSWER: an earlier block is no substitute.
     """
     _, visible = split_think(text, opened=opened)
-    if not visible and (opened or "<think>" in text) and THINK_CLOSE not in text[-len(THINK_CLOSE) :]:
+    if not visible and (text or opened) and not text.endswith(THINK_CLOSE):
         return Extracted(status=GradeStatus.UNCLOSED_THINK)
     last: dict[bool, str | None] = {}  # marked as Python? -> its text, None while it is open
-    language, fence, lines = "", "", []
+    language, fence = "", ""
+    lines: list[str] = []
     for line in visible.splitlines():
         match = _FENCE.match(line)
         if fence and match and match[1] == fence and not match[2]:

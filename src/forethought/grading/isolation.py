@@ -122,7 +122,7 @@ def make_settings(
 
 
 @cache
-def _library() -> tuple[tuple[str, ...], tuple[str, ...]]:
+def _library() -> tuple[list[str], list[str]]:
     """(what can be read inside, what is empty there): libraries without any installed package.
 
     Installed packages hold data sets, and with them the tests that an answer is judged by.
@@ -131,7 +131,7 @@ def _library() -> tuple[tuple[str, ...], tuple[str, ...]]:
     compiled = "python{}.{}".format(*sys.version_info)
     own += [os.path.join(sys.base_exec_prefix, sys.platlibdir, compiled)]
     shown = [*_LIBRARY_FOLDERS, *own, "/etc/ld.so.cache"]
-    visible = tuple(dict.fromkeys(path for path in shown if os.path.exists(path)))
+    visible = list(dict.fromkeys(path for path in shown if os.path.exists(path)))
     hidden = {
         str(path)
         for folder in visible
@@ -139,4 +139,4 @@ def _library() -> tuple[tuple[str, ...], tuple[str, ...]]:
         for path in Path(folder).glob(pattern)
         if path.is_dir()
     }
-    return visible, tuple(sorted(hidden))
+    return visible, sorted(hidden)

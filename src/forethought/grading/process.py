@@ -1,4 +1,4 @@
-"""One sandboxed process: started, spoken to under a deadline, and ended with all its descendants."""
+"""A sandboxed process: started, spoken to under a deadline, ended with all its descendants."""
 
 from __future__ import annotations
 

@@ -156,9 +156,7 @@ def _judge_check(start: _Start, source: str, tests: CheckTests) -> _Found:
         if failure := _failure(answer.start(_calls(source, tests.entry_point)), "loading it"):
             return failure
         parts = [tests.setup, tests.check]
-        message = checker.start(
-            {"role": "check", "parts": parts, "entry_point": tests.entry_point}
-        )
+        message = checker.start({"role": "check", "parts": parts, "entry_point": tests.entry_point})
         num_calls, raised = 0, None
         while "args" in message:
             num_calls += 1

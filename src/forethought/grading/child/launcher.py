@@ -11,16 +11,18 @@ kernel kills it and all below it.
 
 from __future__ import annotations
 
-import contextlib
+import json
 import os
 import resource
 import signal
 import sys
-from pathlib import Path
-from typing import NoReturn
 
 from forethought.grading.child import bubblewrap, harness, kernel, namespaces, seccomp
 from forethought.grading.child.settings import SETUP_FAILED, Settings
+
+TYPE_CHECKING = False  # see harness.py
+if TYPE_CHECKING:
+    from typing import NoReturn
 
 _IS_LINUX = sys.platform == "linux"
 _SIGNALS = {signal.SIGTERM, signal.SIGCHLD}
@@ -34,7 +36,7 @@ BOOT = (
 
 def main(arguments: list[str]) -> None:
     """`SETTINGS` launches a sandbox; `SETTINGS inside` is what bubblewrap starts."""
-    settings = Settings.from_json(arguments[0])
+    settings = Settings(**json.loads(arguments[0]))
     try:
         if arguments[1:] == ["inside"]:
             prepare(settings)
@@ -86,21 +88,26 @@ def _supervise(child: int) -> NoReturn:
 
 def _end_orphans() -> None:
     """Kill and reap what the foreign process left behind, until nothing is left."""
-    with contextlib.suppress(ChildProcessError):
+    try:
         while True:
             for pid in _children():
-                with contextlib.suppress(ProcessLookupError):
-                    os.kill(pid, signal.SIGKILL)
+                os.kill(pid, signal.SIGKILL)  # not reaped yet, so the number is still its own
             os.waitpid(-1, 0)
+    except ChildProcessError:
+        return
 
 
 def _children() -> list[int]:
     """Children of this process, ended ones included."""
     found = []
-    for entry in Path("/proc").glob("[0-9]*/stat"):
-        with contextlib.suppress(OSError):
-            if int(entry.read_bytes().rpartition(b")")[2].split()[1]) == os.getpid():
-                found.append(int(entry.parent.name))
+    for name in filter(str.isdecimal, os.listdir("/proc") if _IS_LINUX else ()):
+        try:
+            with open(f"/proc/{name}/stat", "rb") as file:
+                parent = int(file.read().rpartition(b")")[2].split()[1])
+        except OSError:  # it has ended
+            continue
+        if parent == os.getpid():
+            found.append(int(name))
     return found
 
 

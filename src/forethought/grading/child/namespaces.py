@@ -1,15 +1,13 @@
 """A process in a world of its own: new user, pid, mount, network, ipc and uts namespaces.
 
-What can be seen inside: the interpreter's library and the system's shared libraries, read-only; four
-device files; one small writable folder in memory. No /proc, no /sys, no network device, no process
-of the host, and nothing else of its disk.
+What can be seen inside: the libraries of the interpreter and of the system, read-only; four device
+files; one small writable folder in memory. No /proc, no /sys, no network device, no process of the
+host, and nothing else of its disk.
 """
 
 from __future__ import annotations
 
-import contextlib
 import os
-from pathlib import Path
 
 from forethought.grading.child import kernel
 from forethought.grading.child.settings import Settings
@@ -47,24 +45,36 @@ def enter() -> None:
 
 
 def _write_maps(pid: int, user: int, group: int) -> bool:
-    """Map _INSIDE to an ordinary user: to this one, or, if this is root, to nobody (root stays
-    mapped while it sets up)."""
+    """Map _INSIDE to an ordinary user: to this one, or, if this is root, to nobody, where root
+    itself stays mapped while it sets up."""
     alone = f"{_INSIDE} {{}} 1\n"
     pair = f"0 {{}} 1\n{_INSIDE} {_NOBODY} 1\n"
-    for template in (pair, alone) if user == 0 else (alone,):
-        with contextlib.suppress(OSError):
-            if template is alone:
-                Path(f"/proc/{pid}/setgroups").write_text("deny")
-            Path(f"/proc/{pid}/gid_map").write_text(template.format(group))
-            Path(f"/proc/{pid}/uid_map").write_text(template.format(user))
-            return True
-    return False
+    if user == 0 and _write_pair(pid, pair.format(user), pair.format(group)):
+        return True
+    _write(f"/proc/{pid}/setgroups", "deny")
+    return _write_pair(pid, alone.format(user), alone.format(group))
+
+
+def _write_pair(pid: int, users: str, groups: str) -> bool:
+    return _write(f"/proc/{pid}/gid_map", groups) and _write(f"/proc/{pid}/uid_map", users)
+
+
+def _write(path: str, text: str) -> bool:
+    """Write to a file of the kernel, if it lets us."""
+    try:
+        with open(path, "w") as file:
+            file.write(text)
+    except OSError:
+        return False
+    return True
 
 
 def build(settings: Settings) -> None:
     """As pid 1, with all capabilities in the new namespaces: make the small world and step in."""
     _forbid_more()
-    sources = {path: os.path.realpath(path) for path in settings.visible}  # links lead nowhere later
+    sources = {
+        path: os.path.realpath(path) for path in settings.visible
+    }  # links lead nowhere later
     kernel.unshare(kernel.NEWNS)
     kernel.mount("none", "/", None, kernel.MS_REC | kernel.MS_PRIVATE)
     kernel.mount("tmpfs", _STAGE, "tmpfs", 0, "size=1m,mode=755")
@@ -92,13 +102,10 @@ def build(settings: Settings) -> None:
 def _forbid_more() -> None:
     """No further namespace can be made below these, and the kernel ends this process first when
     memory is short. Both are extra: a container may refuse them."""
-    for name in ("user", "pid", "mnt", "net", "ipc", "uts", "cgroup"):
-        with contextlib.suppress(OSError):
-            # mnt: the one that `build` is about to make
-            limit = "1" if name == "mnt" else "0"
-            Path(f"/proc/sys/user/max_{name}_namespaces").write_text(limit)
-    with contextlib.suppress(OSError):
-        Path("/proc/self/oom_score_adj").write_text("1000")
+    for name in ("user", "pid", "net", "ipc", "uts", "cgroup"):
+        _write(f"/proc/sys/user/max_{name}_namespaces", "0")
+    _write("/proc/sys/user/max_mnt_namespaces", "1")  # the one that `build` is about to make
+    _write("/proc/self/oom_score_adj", "1000")
 
 
 def _make_target(path: str, *, is_folder: bool) -> None:

@@ -80,7 +80,7 @@ def refuse_calls() -> None:
 def filter_program(machine: str) -> bytes:
     """The filter for one architecture as BPF instructions."""
     column, architecture = _ARCHITECTURES[machine]
-    numbers = sorted({call[column] for call in _REFUSED.values() if call[column] is not None})
+    numbers = [number for call in _REFUSED.values() if (number := call[column]) is not None]
     lines = [
         (_LOAD, 0, 0, _ARCHITECTURE),
         (_EQUAL, 1, 0, architecture),
