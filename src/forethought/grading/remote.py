@@ -32,7 +32,7 @@ class HttpRunner:
 
     def run(self, source: str, tests: Tests) -> Verdict:
         began = time.monotonic()
-        body = json.dumps({"source": source, "tests": tests_to_json(tests)}).encode()
+        body = json.dumps({"source": source, "tests": encode_tests(tests)}).encode()
         headers = {"Content-Type": "application/json", **(self.headers or {})}
         request = urllib.request.Request(self.url, data=body, headers=headers)
         try:
@@ -56,11 +56,11 @@ class HttpRunner:
 def answer_request(body: bytes, runner: CodeRunner) -> bytes:
     """Judge what `HttpRunner` posted. Raises ValueError or KeyError for any other body."""
     request = json.loads(body)
-    verdict = runner.run(str(request["source"]), tests_from_json(request["tests"]))
+    verdict = runner.run(str(request["source"]), decode_tests(request["tests"]))
     return json.dumps(asdict(verdict)).encode()
 
 
-def tests_to_json(tests: Tests) -> dict[str, Any]:
+def encode_tests(tests: Tests) -> dict[str, Any]:
     """Tests as JSON data; values of calls keep their types."""
     if isinstance(tests, ProgramTests):
         return {"kind": "program", "cases": [list(case) for case in tests.cases]}
@@ -71,8 +71,8 @@ def tests_to_json(tests: Tests) -> dict[str, Any]:
     return call | {"from_json": tests.from_json}
 
 
-def tests_from_json(data: Mapping[str, Any]) -> Tests:
-    """The tests that `tests_to_json` wrote."""
+def decode_tests(data: Mapping[str, Any]) -> Tests:
+    """The tests that `encode_tests` wrote."""
     if data["kind"] == "program":
         return ProgramTests(cases=tuple((given, printed) for given, printed in data["cases"]))
     fields = {key: value for key, value in data.items() if key != "kind"}
