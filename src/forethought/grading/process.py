@@ -64,6 +64,19 @@ class SandboxProcess:
 
     def __enter__(self) -> Self:
         """Start it. Raises SetupFailed when this machine starts no process now."""
+        try:
+            self._process = self._start()
+        except OSError as error:
+            self._stack.close()
+            raise SetupFailed(str(error)) from error
+        assert self._process.stdin and self._process.stdout and self._process.stderr
+        self._in, self._out = self._process.stdin, self._process.stdout
+        self._err = self._process.stderr
+        for stream in (self._in, self._out, self._err):
+            os.set_blocking(stream.fileno(), False)
+        return self
+
+    def _start(self) -> subprocess.Popen[bytes]:
         folder = None
         if self._kind is IsolationKind.PROCESS:
             folder = self._stack.enter_context(
@@ -79,26 +92,16 @@ class SandboxProcess:
             max_processes=limits.max_processes,
             max_files=limits.max_files,
         )
-        try:
-            self._process = subprocess.Popen(
-                command_line(settings),
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.PIPE,
-                env={},
-                cwd="/",
-                bufsize=0,
-                start_new_session=True,
-            )
-        except OSError as error:
-            self._stack.close()
-            raise SetupFailed(str(error)) from error
-        assert self._process.stdin and self._process.stdout and self._process.stderr
-        self._in, self._out = self._process.stdin, self._process.stdout
-        self._err = self._process.stderr
-        for stream in (self._in, self._out, self._err):
-            os.set_blocking(stream.fileno(), False)
-        return self
+        return subprocess.Popen(
+            command_line(settings),
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            env={},
+            cwd="/",
+            bufsize=0,
+            start_new_session=True,
+        )
 
     def __exit__(
         self,

@@ -14,6 +14,7 @@ from __future__ import annotations
 import json
 import os
 import resource
+import select
 import signal
 import sys
 
@@ -56,19 +57,34 @@ def _launch(settings: Settings) -> None:
         if settings.isolation == "namespaces":
             namespaces.enter()
         kernel.die_with_parent()
+        kernel.hide_memory()
     if os.getppid() != settings.parent:
         raise ProcessLookupError("the parent has ended")
+    alive, held = os.pipe()  # the launcher holds one end for as long as it lives
     child = os.fork()
     if child:
         _supervise(child)
+    os.close(held)
     if settings.isolation == "namespaces":
-        _start_in_namespaces(settings)
-    elif settings.isolation == "bubblewrap":
+        _start_in_namespaces(settings, alive)
+        return
+    if _IS_LINUX:
+        kernel.die_with_parent()
+    _end_if_closed(alive)
+    if settings.isolation == "bubblewrap":
         _start_bubblewrap(settings)
-    else:
-        os.setsid()
-        os.chdir(settings.folder)
-        prepare(settings)
+    os.setsid()
+    os.chdir(settings.folder)
+    prepare(settings)
+
+
+def _end_if_closed(alive: int) -> None:
+    """End if the launcher did before it could be tied to this process."""
+    poll = select.poll()
+    poll.register(alive, select.POLLIN)
+    if poll.poll(0):
+        os._exit(SETUP_FAILED)
+    os.close(alive)
 
 
 def _supervise(child: int) -> NoReturn:
@@ -111,11 +127,12 @@ def _children() -> list[int]:
     return found
 
 
-def _start_in_namespaces(settings: Settings) -> None:
+def _start_in_namespaces(settings: Settings, alive: int) -> None:
     """As pid 1: build the world, then let a child run the foreign code in it and reap for it."""
     try:
         namespaces.build(settings)
         namespaces.become_ordinary()
+        _end_if_closed(alive)
         child = os.fork()
     except OSError as error:
         _fail(error)
