@@ -62,7 +62,7 @@ def f(x):
         os.setsid()
         while True: pass
 """,
-        {ERROR},
+        {ERROR, WRONG},
     ),
     "another program": (
         "import subprocess\ndef f(x): return subprocess.check_output(['sh', '-c', 'id'])",
@@ -283,7 +283,7 @@ def f(x):
                 except OSError: pass
     return "sent"
 """,
-        {WRONG},
+        {WRONG, ERROR},
     ),
     "calling the network": (
         """
@@ -337,7 +337,7 @@ def f(x):
     done += [libc.mount(b"none", b".", b"tmpfs", 0, None), libc.ptrace(16, 1, 0, 0)]
     return "refused" if done == [-1] * 6 else "not refused: " + str(done)
 """,
-        {WRONG},
+        {WRONG, ERROR},
     ),
 }
 

@@ -188,7 +188,9 @@ def _read_tests(row: Mapping[str, Any], setup: str, place: str) -> Tests:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class _Settings:
+class CodeOptions:
+    """What may follow the colon of a spec; `style` for humaneval only, `holdout` for files."""
+
     allow_weak_sandbox: bool = False
     limit: int | None = None
     seconds: float = Limits().seconds
@@ -200,8 +202,8 @@ class _Settings:
 _SHARED = ("limit", "seconds", "memory_mb", "allow_weak_sandbox")
 
 
-def _read_options(task: str, options: Mapping[str, str], known: tuple[str, ...]) -> _Settings:
-    settings = _Settings()
+def _read_options(task: str, options: Mapping[str, str], known: tuple[str, ...]) -> CodeOptions:
+    settings = CodeOptions()
     for key, value in options.items():
         if key not in known:
             raise TaskError(f"{key}={value} is no option of {task}; known are {', '.join(known)}")
@@ -226,7 +228,7 @@ def _read_option(task: str, key: str, value: str) -> Any:
 
 
 def _make_task(
-    name: str, problems: list[CodeProblem], settings: _Settings, size: int | None
+    name: str, problems: list[CodeProblem], settings: CodeOptions, size: int | None
 ) -> CodeTask:
     limits = Limits(seconds=settings.seconds, memory_bytes=settings.memory_mb << 20)
     runner = LocalSandbox(limits, allow_weak_sandbox=settings.allow_weak_sandbox)
