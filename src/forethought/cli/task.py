@@ -9,7 +9,7 @@ import typer
 
 from forethought.cli.console import Progress, console, print_json, printable
 from forethought.errors import TaskError, UserError
-from forethought.tasks.base import FAMILIES, load_task
+from forethought.tasks.base import FAMILIES, HUMANEVAL, load_task
 
 if TYPE_CHECKING:
     from forethought.tasks.check import TaskCheck
@@ -33,7 +33,8 @@ def list_tasks(as_json: AsJson = False) -> None:
     ]
     gym = _gym_specs()
     if as_json:
-        print_json({"tasks": families, "gym": gym, "files": ["jsonl:PATH", "parquet:PATH"]})
+        files = ["jsonl:PATH", "parquet:PATH", "code:PATH"]
+        print_json({"tasks": families, "gym": gym, "files": files, "code": [HUMANEVAL]})
         return
     out = console()
     for row in families:
@@ -41,6 +42,7 @@ def list_tasks(as_json: AsJson = False) -> None:
         out.print(f"{row['task']:<12}{row['summary']} ({dial})")
     out.print("\nWith options: sum:difficulty=3; several in turn: sum+story.")
     out.print("Your own: jsonl:PATH, parquet:PATH (id, question, answer).")
+    out.print(f"Code, run in a sandbox: {HUMANEVAL}, code:PATH (question, entry_point, tests).")
     out.print(f"From reasoning-gym: {', '.join(gym) or 'pip install reasoning-gym'}.")
 
 
@@ -55,7 +57,9 @@ def _gym_specs() -> list[str]:
 
 @app.command("show")
 def show(
-    task: Annotated[str, typer.Argument(help="NAME[:key=value,...], jsonl:PATH or gym:NAME.")],
+    task: Annotated[
+        str, typer.Argument(help="NAME[:key=value,...], jsonl:PATH, code:PATH or gym:NAME.")
+    ],
     split: Annotated[str, typer.Option(help="train or test.")] = "train",
     num: Annotated[int, typer.Option(min=1, help="How many problems.")] = 3,
     seed: Annotated[int, typer.Option(min=0, help="Fixes which problems are drawn.")] = 0,

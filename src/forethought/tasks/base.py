@@ -1,4 +1,4 @@
-"""Tasks by name: `sum`, `story:difficulty=3`, `sum+story`, `jsonl:PATH`, `gym:NAME`.
+"""Tasks by name: `sum`, `story:difficulty=3`, `sum+story`, `jsonl:PATH`, `gym:NAME`, `humaneval`.
 
 A generated task is a pure function of (spec, split, size, seed). Its splits cannot overlap:
 whether a problem is a test problem is a function of the problem's content (`tasks.problems`).
@@ -22,6 +22,7 @@ from forethought.types import Example, Grade, GradeStatus, Task
 
 FAMILIES: Mapping[str, Family] = {f.name: f for f in (SUM, STORY, EQUATION, RULE, COUNTDOWN)}
 
+HUMANEVAL = "humaneval"
 DEFAULT_SIZES = {"train": 10_000, "test": 500}
 _MAX_TRIES = 1_000  # draws without a new problem before a task is called exhausted
 
@@ -139,7 +140,7 @@ def load_task(spec: str, *, split: str = "test", size: int | None = None, seed: 
     """
     if split not in DEFAULT_SIZES:
         raise TaskError(f"split={split} is unknown; use train or test")
-    if spec.startswith(("jsonl:", "parquet:", "gym:")):
+    if spec.startswith(("jsonl:", "parquet:", "gym:", "code:")) or spec.split(":")[0] == HUMANEVAL:
         return _load_outside(spec, split, size, seed)
     names = [s for s in spec.split("+") if s]
     if not names:
@@ -204,8 +205,15 @@ def _load_family(spec: str, split: str, size: int | None, seed: int) -> FamilyTa
 
 
 def _load_outside(spec: str, split: str, size: int | None, seed: int) -> Task:
-    """Tasks from files and from reasoning-gym, imported only when asked for."""
+    """Tasks from files, from reasoning-gym and of code, imported only when asked for."""
     kind, _, rest = spec.partition(":")
+    if kind in ("code", HUMANEVAL):
+        from forethought.tasks import code
+
+        if kind == HUMANEVAL:
+            return code.humaneval_task(parse_spec(spec)[1], split, size)
+        path, options = _split_path(rest)
+        return code.code_file_task(path, options, split, size)
     if kind == "gym":
         from forethought.tasks.gym import gym_task
 

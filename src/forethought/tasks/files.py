@@ -67,12 +67,12 @@ def jsonl_task(path: str | Path, options: Mapping[str, str], *, split: str = "te
     path = Path(path)
     limit, holdout, boxed = _read_options(options)
     is_parquet = path.suffix == ".parquet"
-    rows = _parquet_rows(path) if is_parquet else _jsonl_rows(path)
+    rows = _parquet_rows(path) if is_parquet else jsonl_rows(path)
     examples = _read_examples(rows, path, boxed)
     if holdout is not None:
         if split not in ("train", "test"):
             raise TaskError(f"split {split!r} is unknown for {path}: use train or test")
-        chosen = [e for e in examples if (_position(e) < holdout) == (split == "test")]
+        chosen = [e for e in examples if (position(e) < holdout) == (split == "test")]
         if not chosen:
             raise TaskError(f"holdout={holdout} leaves no {split} rows in {path}: change it")
         examples = chosen
@@ -96,11 +96,11 @@ def _read_options(options: Mapping[str, str]) -> tuple[int | None, float | None,
         raise TaskError(f"limit={limit} must be a whole number of at least 1")
     if boxed not in (None, "true", "false"):
         raise TaskError(f"boxed={boxed} must be true or false")
-    fraction = None if holdout is None else _fraction(holdout)
-    return None if limit is None else int(limit[:18]), fraction, boxed == "true"
+    share = None if holdout is None else fraction(holdout)
+    return None if limit is None else int(limit[:18]), share, boxed == "true"
 
 
-def _fraction(text: str) -> float:
+def fraction(text: str) -> float:
     try:
         value = float(text)
     except ValueError:
@@ -110,13 +110,13 @@ def _fraction(text: str) -> float:
     return value
 
 
-def _position(example: Example) -> float:
+def position(example: Example) -> float:
     """Where the text of the messages falls in [0, 1), whatever the order or size of the file."""
     text = "\n".join(message["content"] for message in example.messages)
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:6], "big") / 2**48
 
 
-def _jsonl_rows(path: Path) -> Iterator[tuple[str, object]]:
+def jsonl_rows(path: Path) -> Iterator[tuple[str, object]]:
     """(place, decoded row) of every line that is not blank; place is "line N"."""
     for number, line in enumerate(_read_bytes(path).removeprefix(b"\xef\xbb\xbf").split(b"\n"), 1):
         if line.strip():
@@ -181,16 +181,16 @@ def _read_examples(rows: Iterator[tuple[str, object]], path: Path, boxed: bool) 
 def _read_example(row: object, place: str, number: str, boxed: bool) -> Example:
     if not isinstance(row, dict):
         raise TaskError(f"{place}: is a JSON {type(row).__name__}, not an object with keys")
-    messages = _read_messages(_first(row, _QUESTION_KEYS), place)
+    messages = read_messages(_first(row, _QUESTION_KEYS), place)
     if boxed:
         asked = f"{messages[-1]['content']}\n{BOXED_INSTRUCTION}"
         messages = (*messages[:-1], {"role": "user", "content": asked})
-    answer = _read_scalar(_gold(row), "answer", place)
+    answer = read_scalar(_gold(row), "answer", place)
     final = final_answer(answer)
     if not final:
         raise TaskError(f"{place}: the answer is empty")
     identity = _first(row, _ID_KEYS)
-    example_id = number if identity is None else _read_scalar(identity, "id", place)
+    example_id = number if identity is None else read_scalar(identity, "id", place)
     others = {key: value for key, value in row.items() if key not in _QUESTION_KEYS}
     return Example(id=example_id, messages=messages, answer=final, meta=others)
 
@@ -206,7 +206,7 @@ def _gold(row: Mapping[str, Any]) -> Any:
     return _first(row, _ANSWER_KEYS)
 
 
-def _read_scalar(value: object, key: str, place: str) -> str:
+def read_scalar(value: object, key: str, place: str) -> str:
     if value is None:
         raise TaskError(f'{place}: has no "{key}"')
     if isinstance(value, bool) or not isinstance(value, (str, int, float)):
@@ -214,7 +214,7 @@ def _read_scalar(value: object, key: str, place: str) -> str:
     return _checked_text(str(value).strip(), key, place)
 
 
-def _read_messages(value: object, place: str) -> tuple[Message, ...]:
+def read_messages(value: object, place: str) -> tuple[Message, ...]:
     """The prompt: a question, or a list of chat messages whose last is the user's."""
     if value is None:
         raise TaskError(f'{place}: has no "question"')
