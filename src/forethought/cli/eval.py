@@ -33,6 +33,15 @@ def eval_command(
     max_tokens: Annotated[int, typer.Option(min=1, help="Longest completion, in tokens.")] = 256,
     seed: Annotated[int, typer.Option(min=0, help="Fixes every draw.")] = 0,
     against: Annotated[str | None, typer.Option(help="A second model, paired by problem.")] = None,
+    strategy: Annotated[
+        list[str] | None, typer.Option(help="A strategy to measure; give several to compare.")
+    ] = None,
+    budget: Annotated[
+        str | None, typer.Option(help="With --strategy: tokens a problem, as in 256,1024.")
+    ] = None,
+    prices: Annotated[
+        Path | None, typer.Option(help="With --strategy: TOML table of prices of tokens.")
+    ] = None,
     out: Annotated[
         Path | None, typer.Option(help="Folder for results.jsonl and summary.json.")
     ] = None,
@@ -44,6 +53,7 @@ def eval_command(
     from forethought.models.resolve import resolve
     from forethought.tasks.base import load_task
 
+    given_temperature = temperature
     temperature = _temperature(temperature, samples)
     if not 0 < top_p <= 1:
         raise UserError(f"--top-p {top_p} must be above 0 and at most 1")
@@ -52,6 +62,22 @@ def eval_command(
         resolve(name)  # a wrong name fails before torch is imported
     # The problems do not depend on --seed, so that runs with other draws can be paired.
     problems = load_task(task, split=split, size=limit)
+    if strategy:
+        _refuse(samples=samples > 1, against=against is not None)
+        if out is not None:
+            _prepare(out, 1, force)
+        from forethought.cli.eval_strategies import eval_strategies
+        from forethought.types import SamplingParams
+
+        warm = 1.0 if given_temperature is None else given_temperature
+        params = SamplingParams(max_tokens=max_tokens, temperature=warm, top_p=top_p, seed=seed)
+        eval_strategies(
+            model, problems, strategy, budget, params,
+            limit=limit, prices=prices, out=out, as_json=as_json,
+        )  # fmt: skip
+        return
+    if budget is not None or prices is not None:
+        raise UserError("--budget and --prices go with --strategy: name one, such as majority:n=8")
     is_new = out is not None and not out.exists()
     files = [] if out is None else _prepare(out, len(names), force)
     sampling: dict[str, Any] = {
@@ -80,6 +106,13 @@ def eval_command(
         print_json(summary)
     else:
         _show(summary, out)
+
+
+def _refuse(**given: bool) -> None:
+    """Raise UserError for an option that does not go with --strategy."""
+    for name, is_given in given.items():
+        if is_given:
+            raise UserError(f"--{name} does not go with --strategy: leave one of the two out")
 
 
 def _temperature(given: float | None, num_samples: int) -> float:
