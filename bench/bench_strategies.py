@@ -1,18 +1,21 @@
 """Strategies on the quickstart model: accuracy and cost, and the driver's share of raw speed.
 
-    python bench/bench_strategies.py --model runs/quickstart/model --part votes-0
-    python bench/bench_strategies.py --write
+    python bench/bench_strategies.py                  every part, then the results
+    python bench/bench_strategies.py --part votes-0   one part, kept in a folder of its own
+    python bench/bench_strategies.py --write          the results of the parts there are
 
 A part is votes-SEED (majority, ASC, ESC and DeepConf of 16 on 500 stories, and the same requests
 straight through the engine), forcing-SEED (thinking cut, continued and left early) or s2a-SEED
-(stories with an irrelevant sentence). Each part is kept in a folder of its own; --write makes
-docs/results/strategies.json and s2a.json of those there are.
+(stories with an irrelevant sentence), of seeds 0 to 2. The model is trained first, where it is not
+there. Writes docs/results/strategies.json and s2a.json.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import subprocess
+import sys
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -147,7 +150,7 @@ def write() -> None:
         grouped = {k: [raw for p, raw in chosen.items() if p.startswith(k + "-")] for k in kinds}
         write_result(
             name,
-            command="python bench/bench_strategies.py --model runs/quickstart/model --part PART",
+            command="python bench/bench_strategies.py",
             seeds=sorted({int(part.split("-")[1]) for part in chosen}),
             raw=chosen,
             summary={
@@ -158,22 +161,33 @@ def write() -> None:
         )
 
 
+def trained_model() -> str:
+    """The model of the quickstart recipe, trained once."""
+    folder = PARTS / "quickstart"
+    if not (folder / "model").exists():
+        command = [sys.executable, "-m", "forethought", "train", "quickstart"]
+        subprocess.run([*command, "--set", f"run_dir={folder}"], check=True)
+    return str(folder / "model")
+
+
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--model", default="runs/quickstart/model")
+    parser = argparse.ArgumentParser(description="Strategies on the quickstart model.")
+    parser.add_argument("--model", help="another model than the one of the quickstart recipe")
     parser.add_argument("--part", action="append", default=[])
     parser.add_argument("--write", action="store_true")
     arguments = parser.parse_args()
-    if arguments.part:
-        loaded = load_model(arguments.model)
+    every = [f"{kind}-{seed}" for kind in ("votes", "forcing", "s2a") for seed in range(3)]
+    parts = arguments.part or ([] if arguments.write else every)
+    if parts:
+        loaded = load_model(arguments.model or trained_model())
         engine = LocalEngine(loaded.model, loaded.tokenizer)
-    for part in arguments.part:
+    for part in parts:
         found = run_part(engine, part)
         PARTS.mkdir(parents=True, exist_ok=True)
         (PARTS / f"{part}.json").write_text(json.dumps(found) + "\n")
         for name, row in found.items():
             print(part, name, {key: value for key, value in row.items() if key in SHOWN})
-    if arguments.write:
+    if arguments.write or not arguments.part:
         write()
 
 
