@@ -36,7 +36,7 @@ from forethought.sampling.draw import draw_tokens, row_uniforms
 from forethought.sampling.products import Weights
 from forethought.sampling.rows import Batch, Prompt, Row
 from forethought.sampling.shared_cache import SharedCache
-from forethought.sampling.stopping import StopChecker, text_before
+from forethought.sampling.stopping import StopChecker, text_before, unopened
 from forethought.types import (
     Capabilities,
     Completion,
@@ -107,8 +107,9 @@ class LocalEngine:
     def prompt_ids(self, request: Request) -> Prompt:
         """The prompt's token ids: given, or from the chat template and the assistant's prefix.
 
-        The two are encoded apart, so that a prefix never changes the tokens before it. Raises
-        EngineError when the template refuses the messages.
+        The two are encoded apart, so that a prefix never changes the tokens before it; a think
+        block that the template has opened is not opened again. Raises EngineError when the
+        template refuses the messages.
         """
         if request.prompt_ids is not None:
             return request.prompt_ids
@@ -121,7 +122,8 @@ class LocalEngine:
             )
         except TemplateError as error:
             raise EngineError(f"the model's chat template refuses the messages: {error}") from error
-        parts = self.tokenizer([text, request.prefix], add_special_tokens=False)["input_ids"]
+        prefix = unopened(request.prefix, text)
+        parts = self.tokenizer([text, prefix], add_special_tokens=False)["input_ids"]
         return tuple(chain.from_iterable(parts))
 
     def count_prompt(self, request: Request) -> int:
