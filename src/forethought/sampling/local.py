@@ -122,7 +122,7 @@ class LocalEngine:
             )
         except TemplateError as error:
             raise EngineError(f"the model's chat template refuses the messages: {error}") from error
-        prefix = unopened(request.prefix, text)
+        prefix = unopened(request.prefix, str(text))
         parts = self.tokenizer([text, prefix], add_special_tokens=False)["input_ids"]
         return tuple(chain.from_iterable(parts))
 
