@@ -17,8 +17,8 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 
 # A room may use the rooms before it, and its own line.
 ROOMS = [
-    {"types", "errors"},
-    {"config", "schema", "toml", "run", "durable", "machine", "memory"},
+    {"types", "errors", "budget"},
+    {"config", "schema", "toml", "run", "durable", "machine", "prices", "memory"},
     {"grading"},
     {"tasks"},
     {"models"},

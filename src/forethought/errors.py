@@ -6,7 +6,8 @@
     |   |-- TaskError          a task name, option or data file is wrong
     |   |-- ModelError         a model cannot be found or loaded
     |   |-- RewardError        a user's reward function raised or returned the wrong thing
-    |   `-- SandboxError       model-written code cannot be isolated on this machine
+    |   |-- SandboxError       model-written code cannot be isolated on this machine
+    |   `-- StrategyError      a strategy, one of its options, or a budget is wrong
     |-- EngineError            an engine cannot do what a request asks
     `-- TrainingStopped        training cannot go on (non-finite updates, full disk); resumable
 
@@ -40,6 +41,10 @@ class RewardError(UserError):
 
 class SandboxError(UserError):
     """This machine cannot isolate model-written code as asked."""
+
+
+class StrategyError(UserError):
+    """A strategy's name, one of its options, a budget or a price is wrong."""
 
 
 class EngineError(ForethoughtError):

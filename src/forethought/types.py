@@ -6,8 +6,8 @@ Token ids and log-probabilities are plain Python sequences here: tensors begin a
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Generator, Mapping, Sequence
+from dataclasses import dataclass, field, fields
 from enum import StrEnum
 from typing import Any, Protocol, TypedDict, runtime_checkable
 
@@ -28,11 +28,13 @@ class FinishReason(StrEnum):
     LENGTH = "length"  # max_tokens reached: truncated
     LOOP = "loop"  # the same tokens over and over
     BUDGET = "budget"  # the budget ran out
+    ABORTED = "aborted"  # its confidence fell below min_confidence
+    ERROR = "error"  # the engine gave up on it; it has no tokens
 
     @property
     def is_truncated(self) -> bool:
         """True when the model did not end the completion by itself."""
-        return self in (FinishReason.LENGTH, FinishReason.LOOP, FinishReason.BUDGET)
+        return self not in (FinishReason.EOS, FinishReason.STOP, FinishReason.BOXED)
 
 
 class GradeStatus(StrEnum):
@@ -71,8 +73,13 @@ class Grade:
 class SamplingParams:
     """How to sample. `temperature` 0 is greedy. `n` siblings share one prefill of the prompt.
 
-    `seed` fixes every draw: sibling i of a request is drawn from (seed, i) alone, whoever else is
-    in the batch. `stop` strings end a completion and stay in its text.
+    `seed` fixes every draw: sibling i of a request is drawn from (seed, first_sibling + i) alone,
+    whoever else is in the batch. `stop` strings end a completion and stay in its text.
+
+    `top_logprobs` k > 0 asks for `Completion.confidences`. With `min_confidence` a completion ends
+    as ABORTED once the mean of its last `confidence_window` confidences is below it; an engine
+    whose capabilities lack `aborts` ignores it and samples to the end. With `max_seconds` a
+    completion ends as BUDGET, one step of decoding late at most, once the call has lasted so long.
     """
 
     max_tokens: int = 256
@@ -80,9 +87,14 @@ class SamplingParams:
     top_p: float = 1.0
     n: int = 1
     seed: int = 0
+    first_sibling: int = 0
     stop: tuple[str, ...] = ()
     stop_at_boxed: bool = True
     detect_loops: bool = True
+    top_logprobs: int = 0
+    min_confidence: float | None = None
+    confidence_window: int = 2048
+    max_seconds: float | None = None
 
     def __post_init__(self) -> None:
         if self.max_tokens < 1:
@@ -93,19 +105,34 @@ class SamplingParams:
             raise ValueError(f"top_p must be above 0 and at most 1, got {self.top_p}")
         if self.n < 1:
             raise ValueError(f"n must be at least 1, got {self.n}")
+        if self.min_confidence is not None and self.top_logprobs < 1:
+            raise ValueError("min_confidence needs top_logprobs of at least 1")
+
+
+class Purpose(StrEnum):
+    """What a request is for: how its tokens are written in the ledger. Engines ignore it."""
+
+    ANSWER = "answer"
+    REWRITE = "rewrite"  # of the question
+    PROBE = "probe"  # a trial answer, to see how sure the model is of it
+    VERIFY = "verify"  # a judgement of another completion
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Request:
     """One door to a model: a prompt as `messages` or as `prompt_ids`, never both.
 
-    `prefix` starts the assistant's turn (with `messages`): the completion continues it.
+    `prefix` starts the assistant's turn (with `messages`): the completion continues it. With
+    `reserve` a budget leaves room to send prompt and completion once more and sample so many
+    tokens behind them: thinking cut short can then still be answered.
     """
 
     messages: tuple[Message, ...] | None = None
     prompt_ids: tuple[int, ...] | None = None
     prefix: str = ""
     params: SamplingParams = field(default_factory=SamplingParams)
+    purpose: Purpose = Purpose.ANSWER
+    reserve: int = 0
 
     def __post_init__(self) -> None:
         if (self.messages is None) == (self.prompt_ids is None):
@@ -114,26 +141,43 @@ class Request:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Usage:
-    """What was spent. Token counts unless the name carries a unit; adds up with `+`."""
+    """The ledger: what was spent. Token counts unless the name carries a unit.
+
+    Adds up with `+`, `peak_context` by the larger of the two; `wall_seconds` is of things done one
+    after another.
+    """
 
     prompt_tokens: int = 0
     cached_tokens: int = 0  # of prompt_tokens, those whose cache was shared and not computed again
     sampled_tokens: int = 0
+    reasoning_tokens: int = 0  # of sampled_tokens, those inside a think block
+    discarded_tokens: int = 0  # of sampled_tokens, those thrown away: probes, what was aborted
+    cancelled_tokens: int = 0  # of discarded_tokens, those of completions aborted before their end
+    verifier_tokens: int = 0  # of all tokens, those of requests that judge
     num_calls: int = 0
-    seconds: float = 0.0
+    num_retries: int = 0  # calls made again after a failure
+    seconds: float = 0.0  # summed over completions
+    wall_seconds: float = 0.0  # by the clock on the wall
+    peak_context: int = 0  # prompt and completion of the longest row
+    money: float = 0.0  # by a price table, in its currency
 
     @property
     def total_tokens(self) -> int:
         return self.prompt_tokens + self.sampled_tokens
 
+    @property
+    def visible_tokens(self) -> int:
+        return self.sampled_tokens - self.reasoning_tokens
+
+    @property
+    def computed_tokens(self) -> int:
+        """Tokens that a model had to read or write: the cached ones left out."""
+        return self.total_tokens - self.cached_tokens
+
     def __add__(self, other: Usage) -> Usage:
-        return Usage(
-            prompt_tokens=self.prompt_tokens + other.prompt_tokens,
-            cached_tokens=self.cached_tokens + other.cached_tokens,
-            sampled_tokens=self.sampled_tokens + other.sampled_tokens,
-            num_calls=self.num_calls + other.num_calls,
-            seconds=self.seconds + other.seconds,
-        )
+        values = {f.name: getattr(self, f.name) + getattr(other, f.name) for f in fields(self)}
+        values["peak_context"] = max(self.peak_context, other.peak_context)
+        return Usage(**values)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -152,6 +196,7 @@ class Completion:
     finish_reason: FinishReason
     usage: Usage
     policy_version: int = 0
+    confidences: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -195,6 +240,10 @@ class Capabilities:
     logprobs: bool
     n: bool
     seed: bool
+    confidences: bool = False  # top_logprobs
+    aborts: bool = False  # min_confidence
+    streams: bool = False  # generate(requests, on_finish) calls on_finish(index, completion)
+    context: int | None = None  # positions of the model's window, where known
 
 
 @runtime_checkable
@@ -205,6 +254,72 @@ class Engine(Protocol):
     def capabilities(self) -> Capabilities: ...
 
     def generate(self, requests: Sequence[Request]) -> list[list[Completion]]: ...
+
+
+@runtime_checkable
+class CountsPrompts(Protocol):
+    """An engine that can say, without sampling, how many tokens a prompt has, or at most has."""
+
+    def count_prompt(self, request: Request) -> int: ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Problem:
+    """What a strategy sees: what was asked, how to sample, and what the engine can do."""
+
+    messages: tuple[Message, ...]
+    params: SamplingParams
+    capabilities: Capabilities
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Call:
+    """One request as it was sent, what came back, and what that cost."""
+
+    request: Request
+    completions: tuple[Completion, ...]
+    usage: Usage
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Vote:
+    """One class of equivalent answers: how many gave it, and with what weight in all."""
+
+    answer: str
+    count: int
+    weight: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Solution:
+    """What a strategy came to. `answer` is None when there is none to be read.
+
+    `text` is the completion that the answer stands in and `finish_reason` why that one ended, or
+    BUDGET when the budget ran out on the way. `score` is the answer's log-probability per token,
+    or what a verifier says of it; `discarded_tokens` were sampled and thrown away by the strategy.
+    `trace` and `usage` are written by the driver.
+    """
+
+    answer: str | None
+    text: str
+    finish_reason: FinishReason
+    score: float | None = None
+    votes: tuple[Vote, ...] = ()
+    discarded_tokens: int = 0
+    trace: tuple[Call, ...] = ()
+    usage: Usage = Usage()
+
+
+# Yields requests to be sampled side by side and receives the completions of each, fewer than asked
+# for (or none) when the budget runs out; returns the solution.
+Steps = Generator[Sequence[Request], list[list[Completion]], Solution]
+
+
+@runtime_checkable
+class Strategy(Protocol):
+    """How to spend compute on one problem. No I/O, and never the reference answer."""
+
+    def solve(self, problem: Problem) -> Steps: ...
 
 
 @runtime_checkable

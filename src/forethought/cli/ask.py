@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import sys
 import time
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -13,6 +14,7 @@ from forethought.cli.console import console, format_seconds, print_json, printab
 from forethought.errors import UserError
 
 if TYPE_CHECKING:
+    from forethought.sampling.local import LocalEngine
     from forethought.types import Completion, Request
 
 
@@ -20,17 +22,35 @@ def ask_command(
     question: Annotated[str, typer.Argument(help="The question; - reads it from stdin.")],
     model: Annotated[str, typer.Option(help="Model folder, hub id, bundled:NAME or a name.")],
     max_tokens: Annotated[int, typer.Option(min=1, help="Longest completion, in tokens.")] = 256,
-    temperature: Annotated[float, typer.Option(min=0.0, help="0 is greedy.")] = 0.0,
+    temperature: Annotated[
+        float | None, typer.Option(min=0.0, help="0 is greedy. [default: 0, with --strategy 1]")
+    ] = None,
+    strategy: Annotated[
+        str | None, typer.Option(help="How to spend compute, as in s2a+majority:n=8.")
+    ] = None,
+    budget: Annotated[
+        str | None, typer.Option(help="Tokens in all, or tokens=N,calls=N,seconds=S,money=M.")
+    ] = None,
+    prices: Annotated[Path | None, typer.Option(help="TOML table of prices of tokens.")] = None,
     seed: Annotated[int, typer.Option(min=0, help="Fixes every draw.")] = 0,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")] = False,
 ) -> None:
     """Ask a model one question and show how it came to its answer."""
     from forethought.types import Message, Request, SamplingParams
 
+    is_plain = strategy is None and budget is None and prices is None
+    if temperature is None:
+        temperature = 0.0 if strategy is None else 1.0
     if not math.isfinite(temperature):
         raise UserError(f"--temperature {temperature} must be a finite number of at least 0")
     params = SamplingParams(max_tokens=max_tokens, temperature=temperature, seed=seed)
     message = Message(role="user", content=read_question(question))
+    if not is_plain:
+        from forethought.cli.ask_strategy import ask_by_strategy
+
+        spec = strategy or ("greedy" if temperature == 0 else "sample")
+        ask_by_strategy(model, message, params, spec, budget, prices, as_json=as_json)
+        return
     completion, seconds = _complete(model, Request(messages=(message,), params=params))
     result = describe(completion, seconds)
     if as_json:
@@ -70,17 +90,22 @@ def describe(completion: Completion, seconds: float) -> dict[str, Any]:
 
 def _complete(spec: str, request: Request) -> tuple[Completion, float]:
     """The completion of `request` by the model `spec`, and the seconds of sampling alone."""
+    engine = local_engine(spec)
+    start = time.perf_counter()
+    completion = engine.generate([request])[0][0]
+    return completion, time.perf_counter() - start
+
+
+def local_engine(spec: str) -> LocalEngine:
+    """The engine of the model `spec`; a wrong name fails before torch is imported."""
     from forethought.models.resolve import resolve
 
-    resolve(spec)  # a wrong name fails before torch is imported
+    resolve(spec)
     from forethought.models.load import load_model
     from forethought.sampling.local import LocalEngine
 
     loaded = load_model(spec)
-    engine = LocalEngine(loaded.model, loaded.tokenizer)
-    start = time.perf_counter()
-    completion = engine.generate([request])[0][0]
-    return completion, time.perf_counter() - start
+    return LocalEngine(loaded.model, loaded.tokenizer)
 
 
 def _show(result: dict[str, Any]) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -33,6 +33,15 @@ def eval_command(
     max_tokens: Annotated[int, typer.Option(min=1, help="Longest completion, in tokens.")] = 256,
     seed: Annotated[int, typer.Option(min=0, help="Fixes every draw.")] = 0,
     against: Annotated[str | None, typer.Option(help="A second model, paired by problem.")] = None,
+    strategy: Annotated[
+        list[str] | None, typer.Option(help="A strategy to measure; give several to compare.")
+    ] = None,
+    budget: Annotated[
+        str | None, typer.Option(help="With --strategy: tokens a problem, as in 256,1024.")
+    ] = None,
+    prices: Annotated[
+        Path | None, typer.Option(help="With --strategy: TOML table of prices of tokens.")
+    ] = None,
     out: Annotated[
         Path | None, typer.Option(help="Folder for results.jsonl and summary.json.")
     ] = None,
@@ -45,6 +54,7 @@ def eval_command(
     from forethought.tasks.base import load_task
     from forethought.tasks.check import find_faults
 
+    warm = 1.0 if temperature is None else temperature
     temperature = _temperature(temperature, samples)
     if not 0 < top_p <= 1:
         raise UserError(f"--top-p {top_p} must be above 0 and at most 1")
@@ -55,8 +65,23 @@ def eval_command(
     problems = load_task(task, split=split, size=limit)
     if faults := find_faults(problems):
         note(f"warning: {task} is not graded soundly: {faults[0]}")
+    if strategy:
+        _refuse(samples=samples > 1, against=against is not None)
+    elif budget is not None or prices is not None:
+        raise UserError("--budget and --prices go with --strategy: name one, such as majority:n=8")
     is_new = out is not None and not out.exists()
     files = [] if out is None else _prepare(out, len(names), force)
+    if strategy:
+        from forethought.cli.eval_strategies import eval_strategies
+        from forethought.types import SamplingParams
+
+        params = SamplingParams(max_tokens=max_tokens, temperature=warm, top_p=top_p, seed=seed)
+        with _leaving_nothing(out if is_new else None):
+            eval_strategies(
+                model, problems, strategy, budget, params,
+                limit=limit, prices=prices, out=out, as_json=as_json,
+            )  # fmt: skip
+        return
     sampling: dict[str, Any] = {
         "num_samples": samples,
         "temperature": temperature,
@@ -65,13 +90,8 @@ def eval_command(
         "seed": seed,
         "limit": limit,
     }
-    try:
+    with _leaving_nothing(out if is_new else None):
         evaluations = [_evaluate(name, problems, sampling, is_quiet=as_json) for name in names]
-    except BaseException:
-        if out is not None and is_new:
-            with contextlib.suppress(OSError):
-                out.rmdir()  # nothing was measured: leave nothing
-        raise
     summary: dict[str, Any] = {"model": model, "split": split, **evaluations[0].summary()}
     if against is not None:
         difference = compare(evaluations[1], evaluations[0])
@@ -83,6 +103,25 @@ def eval_command(
         print_json(summary)
     else:
         _show(summary, out)
+
+
+@contextlib.contextmanager
+def _leaving_nothing(folder: Path | None) -> Iterator[None]:
+    """Remove the folder, which this command made, when nothing was measured to put in it."""
+    try:
+        yield
+    except BaseException:
+        if folder is not None:
+            with contextlib.suppress(OSError):
+                folder.rmdir()
+        raise
+
+
+def _refuse(**given: bool) -> None:
+    """Raise UserError for an option that does not go with --strategy."""
+    for name, is_given in given.items():
+        if is_given:
+            raise UserError(f"--{name} does not go with --strategy: leave one of the two out")
 
 
 def _temperature(given: float | None, num_samples: int) -> float:
