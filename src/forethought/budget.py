@@ -72,14 +72,42 @@ FREE = Prices()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Ask:
+    """What a request can come to: `n` completions of `max_tokens` behind a prompt of (at most)
+    `prompt_tokens`. Beside it, `reserve` tokens of a second request are to remain possible, which
+    sends prompt and completion again. `calls_each`: the engine makes a call a completion."""
+
+    prompt_tokens: int
+    n: int
+    max_tokens: int
+    reserve: int = 0
+    calls_each: bool = False
+
+    def worst(self) -> Usage:
+        """The most it can cost: nothing cached, every completion as long as it may be."""
+        again = self.reserve > 0
+        longest = self.prompt_tokens + self.max_tokens
+        return Usage(
+            prompt_tokens=self.n * self.prompt_tokens + (longest if again else 0),
+            sampled_tokens=self.n * self.max_tokens + (self.reserve if again else 0),
+            num_calls=(self.n if self.calls_each else 1) + again,
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Hold:
     """What is set aside for a call under way: the most that it can cost."""
 
-    tokens: int
-    money: float
+    tokens: int = 0
+    calls: int = 0
+    money: float = 0.0
 
     def __add__(self, other: Hold) -> Hold:
-        return Hold(tokens=self.tokens + other.tokens, money=self.money + other.money)
+        return Hold(
+            tokens=self.tokens + other.tokens,
+            calls=self.calls + other.calls,
+            money=self.money + other.money,
+        )
 
 
 class Account:
@@ -101,11 +129,11 @@ class Account:
     @property
     def left(self) -> Budget:
         """What may still be spent, beside what is set aside. Never below 0."""
-        held = sum(self._held, start=Hold(tokens=0, money=0.0))
+        held = sum(self._held, start=Hold())
         spent, limit = self.spent, self.budget
         gone = {
             "tokens": spent.total_tokens + held.tokens,
-            "calls": spent.num_calls + len(self._held),
+            "calls": spent.num_calls + held.calls,
             "seconds": spent.wall_seconds,
             "money": self.prices.cost(spent) + held.money,
         }
@@ -114,10 +142,10 @@ class Account:
         own = Budget(**mine)
         return own if self._parent is None else own.within(self._parent.left)
 
-    def hold(self, prompt_tokens: int, n: int, max_tokens: int) -> Hold:
-        """Set aside the most that `n` completions of one prompt can cost."""
-        worst = _worst(prompt_tokens, n, max_tokens)
-        held = Hold(tokens=worst.total_tokens, money=self.prices.cost(worst))
+    def hold(self, ask: Ask) -> Hold:
+        """Set aside the most that `ask` can cost."""
+        worst = ask.worst()
+        held = Hold(tokens=worst.total_tokens, calls=worst.num_calls, money=self.prices.cost(worst))
         self._add(held)
         return held
 
@@ -138,27 +166,25 @@ class Account:
             self._parent._add(held)
 
 
-def fit(
-    left: Budget, prices: Prices, *, prompt_tokens: int, n: int, max_tokens: int
-) -> tuple[int, int] | None:
-    """How many completions (at most `n`) of how many tokens each fit what is `left`.
-
-    Whole completions first: fewer of them, and only the last one shorter. None when there is not
-    room for a single token.
-    """
-    if (left.calls is not None and left.calls < 1) or (
-        left.seconds is not None and left.seconds <= 0
-    ):
+def fit(left: Budget, prices: Prices, ask: Ask) -> Ask | None:
+    """As much of `ask` as fits what is `left`, at its worst: whole completions first, fewer of them
+    if need be, and one alone shortened. None when there is not room for a single token."""
+    if left.seconds is not None and left.seconds <= 0:
         return None
-    whole = _largest(
-        n, lambda count: _affords(left, prices, _worst(prompt_tokens, count, max_tokens))
-    )
-    if whole:
-        return whole, max_tokens
-    short = _largest(
-        max_tokens, lambda size: _affords(left, prices, _worst(prompt_tokens, 1, size))
-    )
-    return (1, short) if short else None
+
+    def is_affordable(part: Ask) -> bool:
+        worst = part.worst()
+        return (
+            (left.tokens is None or worst.total_tokens <= left.tokens)
+            and (left.calls is None or worst.num_calls <= left.calls)
+            and (left.money is None or prices.cost(worst) <= left.money)
+        )
+
+    if count := _largest(ask.n, lambda n: is_affordable(replace(ask, n=n))):
+        return replace(ask, n=count)
+    one = replace(ask, n=1)
+    size = _largest(ask.max_tokens, lambda m: is_affordable(replace(one, max_tokens=m)))
+    return replace(one, max_tokens=size) if size else None
 
 
 def _largest(most: int, fits: Callable[[int], bool]) -> int:
@@ -168,14 +194,3 @@ def _largest(most: int, fits: Callable[[int], bool]) -> int:
         middle = (low + high + 1) // 2
         low, high = (middle, high) if fits(middle) else (low, middle - 1)
     return low
-
-
-def _affords(left: Budget, prices: Prices, worst: Usage) -> bool:
-    if left.tokens is not None and worst.total_tokens > left.tokens:
-        return False
-    return left.money is None or prices.cost(worst) <= left.money
-
-
-def _worst(prompt_tokens: int, n: int, max_tokens: int) -> Usage:
-    """Nothing cached, every completion as long as it may be."""
-    return Usage(prompt_tokens=n * prompt_tokens, sampled_tokens=n * max_tokens)

@@ -5,7 +5,8 @@
     |   |-- RecipeError        a recipe or --set value is wrong
     |   |-- TaskError          a task name, option or data file is wrong
     |   |-- ModelError         a model cannot be found or loaded
-    |   `-- RewardError        a user's reward function raised or returned the wrong thing
+    |   |-- RewardError        a user's reward function raised or returned the wrong thing
+    |   `-- StrategyError      a strategy, one of its options, or a budget is wrong
     |-- EngineError            an engine cannot do what a request asks
     `-- TrainingStopped        training cannot go on (non-finite updates, full disk); resumable
 
@@ -35,6 +36,10 @@ class ModelError(UserError):
 
 class RewardError(UserError):
     """A reward function raised, or returned something other than one number a completion."""
+
+
+class StrategyError(UserError):
+    """A strategy's name, one of its options, a budget or a price is wrong."""
 
 
 class EngineError(ForethoughtError):

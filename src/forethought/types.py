@@ -114,7 +114,7 @@ class Purpose(StrEnum):
 
     ANSWER = "answer"
     REWRITE = "rewrite"  # of the question
-    PROBE = "probe"  # a trial answer that is thrown away: its tokens are discarded
+    PROBE = "probe"  # a trial answer, to see how sure the model is of it
     VERIFY = "verify"  # a judgement of another completion
 
 
@@ -122,7 +122,9 @@ class Purpose(StrEnum):
 class Request:
     """One door to a model: a prompt as `messages` or as `prompt_ids`, never both.
 
-    `prefix` starts the assistant's turn (with `messages`): the completion continues it.
+    `prefix` starts the assistant's turn (with `messages`): the completion continues it. With
+    `reserve` a budget leaves room to send prompt and completion once more and sample so many
+    tokens behind them: thinking cut short can then still be answered.
     """
 
     messages: tuple[Message, ...] | None = None
@@ -130,6 +132,7 @@ class Request:
     prefix: str = ""
     params: SamplingParams = field(default_factory=SamplingParams)
     purpose: Purpose = Purpose.ANSWER
+    reserve: int = 0
 
     def __post_init__(self) -> None:
         if (self.messages is None) == (self.prompt_ids is None):
@@ -148,7 +151,7 @@ class Usage:
     cached_tokens: int = 0  # of prompt_tokens, those whose cache was shared and not computed again
     sampled_tokens: int = 0
     reasoning_tokens: int = 0  # of sampled_tokens, those inside a think block
-    discarded_tokens: int = 0  # of sampled_tokens, those thrown away: probes, aborted completions
+    discarded_tokens: int = 0  # of sampled_tokens, those thrown away: probes, what was aborted
     cancelled_tokens: int = 0  # of discarded_tokens, those of completions aborted before their end
     verifier_tokens: int = 0  # of all tokens, those of requests that judge
     num_calls: int = 0
@@ -239,6 +242,7 @@ class Capabilities:
     seed: bool
     confidences: bool = False  # top_logprobs
     aborts: bool = False  # min_confidence
+    streams: bool = False  # generate(requests, on_finish) calls on_finish(index, completion)
     context: int | None = None  # positions of the model's window, where known
 
 
@@ -292,7 +296,8 @@ class Solution:
 
     `text` is the completion that the answer stands in and `finish_reason` why that one ended, or
     BUDGET when the budget ran out on the way. `score` is the answer's log-probability per token,
-    or what a verifier says of it. `trace` and `usage` are written by the driver.
+    or what a verifier says of it; `discarded_tokens` were sampled and thrown away by the strategy.
+    `trace` and `usage` are written by the driver.
     """
 
     answer: str | None
@@ -300,6 +305,7 @@ class Solution:
     finish_reason: FinishReason
     score: float | None = None
     votes: tuple[Vote, ...] = ()
+    discarded_tokens: int = 0
     trace: tuple[Call, ...] = ()
     usage: Usage = Usage()
 

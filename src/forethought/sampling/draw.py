@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -23,22 +24,32 @@ def row_uniforms(seed: int, sibling: int, count: int) -> Tensor:
 
 _LOWEST = 1e-6  # temperatures below draw as this one does
 _BLOCK = 256
+_TINY = 1e-38  # stands for a probability of 0, whose logarithm is not finite
 
 
 @dataclass(frozen=True, slots=True)
 class Drawn:
-    """Sampled token ids (n,) and their log-probabilities in nats (n,)."""
+    """Sampled token ids (n,) and their log-probabilities in nats (n,); one confidence a row, or
+    none at all where no row asked for it."""
 
     token_ids: Tensor
     logprobs: Tensor
+    confidences: Sequence[float] = ()
 
 
-def draw_tokens(logits: Tensor, temperature: Tensor, top_p: Tensor, uniforms: Tensor) -> Drawn:
+def draw_tokens(
+    logits: Tensor,
+    temperature: Tensor,
+    top_p: Tensor,
+    uniforms: Tensor,
+    num_top: Sequence[int] = (),
+) -> Drawn:
     """Sample one token a row.
 
     logits: (n, V) float32; temperature, top_p, uniforms: (n,). Temperature 0 takes the largest
     logit and reports its log-probability at temperature 1. Log-probabilities are those of the
-    distribution at the row's temperature before top_p cuts it.
+    distribution at the row's temperature before top_p cuts it; so are the confidences, each over
+    the row's `num_top` likeliest tokens.
     """
     greedy = temperature == 0
     if not bool((temperature == 1).all()):
@@ -52,7 +63,16 @@ def draw_tokens(logits: Tensor, temperature: Tensor, top_p: Tensor, uniforms: Te
         token_ids = _pick(kept, uniforms)
         if bool(greedy.any()):
             token_ids = torch.where(greedy, logits.argmax(dim=-1), token_ids)
-    return Drawn(token_ids, weights.gather(1, token_ids[:, None])[:, 0].log())
+    logprobs = weights.gather(1, token_ids[:, None])[:, 0].log()
+    return Drawn(token_ids, logprobs, _confidences(weights, num_top) if any(num_top) else ())
+
+
+def _confidences(weights: Tensor, num_top: Sequence[int]) -> list[float]:
+    """Minus the mean log-probability of the likeliest tokens of each row (n, V)."""
+    counts = torch.tensor(num_top, device=weights.device).clamp(1, weights.shape[1])[:, None]
+    top = weights.topk(int(counts.max()), dim=-1).values.clamp(min=_TINY).log()
+    means: list[float] = (-top.cumsum(-1).gather(1, counts - 1) / counts)[:, 0].tolist()
+    return means
 
 
 def _pick(weights: Tensor, uniforms: Tensor) -> Tensor:

@@ -12,7 +12,6 @@ import math
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
 from itertools import chain
 from typing import Any
 
@@ -35,6 +34,7 @@ from forethought.sampling.cache import (
 from forethought.sampling.decoder import Decoder
 from forethought.sampling.draw import draw_tokens, row_uniforms
 from forethought.sampling.products import Weights
+from forethought.sampling.rows import Batch, Prompt, Row
 from forethought.sampling.shared_cache import SharedCache
 from forethought.sampling.stopping import StopChecker, text_before
 from forethought.types import (
@@ -42,50 +42,9 @@ from forethought.types import (
     Completion,
     FinishReason,
     Request,
-    SamplingParams,
-    Usage,
 )
 
-Prompt = tuple[int, ...]
 Finished = Callable[[int, Completion], None]
-
-
-@dataclass(slots=True)
-class _Row:
-    """One completion in the making."""
-
-    request: int
-    sibling: int
-    prompt_ids: Prompt
-    before: str  # what stopping must know of the prompt's text
-    params: SamplingParams
-    max_tokens: int
-    shares_prefill: bool  # another row of the call pays for the prompt
-    uniforms: list[float] = field(default_factory=list)  # one a token, once it is live
-    token_ids: list[int] = field(default_factory=list)
-    logprobs: list[float] = field(default_factory=list)
-    started: float = 0.0  # on the clock of _Batch.share_seconds
-
-    @property
-    def length(self) -> int:
-        """Tokens that stand in the cache: the newest sampled one does not yet."""
-        return len(self.prompt_ids) + len(self.token_ids) - 1
-
-
-@dataclass(slots=True)
-class _Batch:
-    """The state of one call. Row `live[r]` has slot r of the cache."""
-
-    cache: SlotCache | SharedCache
-    waiting: deque[_Row]
-    live: list[_Row] = field(default_factory=list)
-    ready: dict[Prompt, Prefill] = field(default_factory=dict)
-    # Engine time, each moment split evenly among the rows then live: what one row that was live
-    # all along would have used. So the seconds of all completions add up to the call's.
-    share_seconds: float = 0.0
-
-    def spend(self, began: float) -> None:
-        self.share_seconds += (time.perf_counter() - began) / max(1, len(self.live))
 
 
 class LocalEngine:
@@ -120,7 +79,16 @@ class LocalEngine:
 
     @property
     def capabilities(self) -> Capabilities:
-        return Capabilities(prefix=True, logprobs=True, n=True, seed=True)
+        return Capabilities(
+            prefix=True,
+            logprobs=True,
+            n=True,
+            seed=True,
+            confidences=True,
+            aborts=True,
+            streams=True,
+            context=self._limits.context,
+        )
 
     def release(self) -> None:
         """Give back what sampling holds: its cache and packed copies of weights. The next call
@@ -156,6 +124,9 @@ class LocalEngine:
         parts = self.tokenizer([text, request.prefix], add_special_tokens=False)["input_ids"]
         return tuple(chain.from_iterable(parts))
 
+    def count_prompt(self, request: Request) -> int:
+        return len(self.prompt_ids(request))
+
     @torch.inference_mode()
     def generate(
         self, requests: Sequence[Request], on_finish: Finished | None = None
@@ -173,17 +144,17 @@ class LocalEngine:
                 on_finish(row.request, completion)
         return [[c for c in siblings if c is not None] for siblings in found]
 
-    def _waiting_rows(self, requests: Sequence[Request]) -> deque[_Row]:
+    def _waiting_rows(self, requests: Sequence[Request]) -> deque[Row]:
         """Every row of the call. Rows of one prompt stand together, whichever request they are
         of: its prefill is shared by all of them and then dropped."""
-        by_prompt: dict[Prompt, list[_Row]] = {}
+        by_prompt: dict[Prompt, list[Row]] = {}
         for index, request in enumerate(requests):
             prompt = self.prompt_ids(request)
             max_tokens = admit(index, request, prompt, self._limits)
             before = text_before(str(self.tokenizer.decode(list(prompt))), request.prefix)
             rows = by_prompt.setdefault(prompt, [])
             for sibling in range(request.params.n):
-                row = _Row(
+                row = Row(
                     request=index,
                     sibling=sibling,
                     prompt_ids=prompt,
@@ -195,11 +166,11 @@ class LocalEngine:
                 rows.append(row)
         return deque(chain.from_iterable(by_prompt.values()))
 
-    def _run(self, waiting: deque[_Row]) -> Iterator[tuple[_Row, Completion]]:
+    def _run(self, waiting: deque[Row]) -> Iterator[tuple[Row, Completion]]:
         """Decode until nothing is live and nothing waits; yields rows as they end."""
         if not waiting:
             return
-        batch = _Batch(self._open_cache(waiting), waiting)
+        batch = Batch(self._open_cache(waiting), waiting)
         live = batch.live
         while waiting or live:
             if waiting and self._worth_refilling(batch):
@@ -214,7 +185,7 @@ class LocalEngine:
                 batch.spend(began)
                 yield from self._retire(batch, range(len(live)))
 
-    def _open_cache(self, rows: Sequence[_Row]) -> SlotCache | SharedCache:
+    def _open_cache(self, rows: Sequence[Row]) -> SlotCache | SharedCache:
         return self._decoder.open(
             min(self._max_rows, len(rows)),
             prompt=max(len(row.prompt_ids) for row in rows),
@@ -222,12 +193,12 @@ class LocalEngine:
             columns=max(len(row.prompt_ids) + row.max_tokens for row in rows),
         )
 
-    def _worth_refilling(self, batch: _Batch) -> bool:
+    def _worth_refilling(self, batch: Batch) -> bool:
         """Refill in lots: a prefill of one prompt costs nearly as much as one of eight."""
         free = batch.cache.max_rows - len(batch.live)
         return not batch.live or free * 8 >= batch.cache.max_rows
 
-    def _join(self, batch: _Batch) -> range:
+    def _join(self, batch: Batch) -> range:
         """Move waiting rows into free slots and draw their first token; returns their slots."""
         began = time.perf_counter()
         first = len(batch.live)
@@ -237,7 +208,8 @@ class LocalEngine:
         self._prefill(sorted(missing, key=len), batch.ready)
         for slot, row in enumerate(coming, start=first):
             batch.cache.join(slot, row.prompt_ids, batch.ready[row.prompt_ids])
-            row.uniforms = row_uniforms(row.params.seed, row.sibling, row.max_tokens).tolist()
+            sibling = row.params.first_sibling + row.sibling
+            row.uniforms = row_uniforms(row.params.seed, sibling, row.max_tokens).tolist()
             row.started = batch.share_seconds
             batch.live.append(row)
         self._draw(torch.stack([batch.ready[row.prompt_ids].logits for row in coming]), coming)
@@ -260,7 +232,7 @@ class LocalEngine:
             ready.update(zip(lot, prefill(self.model, lot), strict=True))
             start = end
 
-    def _draw(self, logits: Tensor, rows: Sequence[_Row]) -> None:
+    def _draw(self, logits: Tensor, rows: Sequence[Row]) -> None:
         """Draw each row's next token from logits (n, V) and write it down."""
         params = [row.params for row in rows]
         drawn = draw_tokens(
@@ -268,6 +240,7 @@ class LocalEngine:
             torch.tensor([p.temperature for p in params], device=logits.device),
             torch.tensor([p.top_p for p in params], device=logits.device),
             torch.tensor([row.uniforms[len(row.token_ids)] for row in rows], device=logits.device),
+            [p.top_logprobs for p in params],
         )
         logprobs = drawn.logprobs.tolist()
         if not all(map(math.isfinite, logprobs)):
@@ -279,47 +252,41 @@ class LocalEngine:
         for row, token_id, logprob in triples:
             row.token_ids.append(token_id)
             row.logprobs.append(logprob)
+        for row, confidence in zip(rows, drawn.confidences, strict=False):
+            if row.params.top_logprobs:
+                row.add_confidence(confidence)
 
-    def _retire(self, batch: _Batch, slots: range) -> Iterator[tuple[_Row, Completion]]:
+    def _retire(self, batch: Batch, slots: range) -> Iterator[tuple[Row, Completion]]:
         """Take the rows that ended out of the batch; the last live row fills each gap.
 
         From the back, so that a row which moves has been looked at already.
         """
         for slot in reversed(slots):
             row = batch.live[slot]
-            reason = self._finish_reason(row)
+            reason = self._finish_reason(row, batch)
             if reason is None:
                 continue
             last = batch.live.pop()
             batch.cache.leave(slot, last.length)
             if last is not row:
                 batch.live[slot] = last
-            yield row, self._completion(row, reason, batch.share_seconds - row.started)
+            seconds = batch.share_seconds - row.started
+            yield row, row.completion(reason, seconds, self._text, self.policy_version)
 
-    def _finish_reason(self, row: _Row) -> FinishReason | None:
+    def _finish_reason(self, row: Row, batch: Batch) -> FinishReason | None:
         if row.token_ids[-1] in self._end_ids:
             return FinishReason.EOS
         reason = self._checker.reason(row.token_ids, row.params, row.before)
-        if reason is None and len(row.token_ids) >= row.max_tokens:
+        if reason is not None:
+            return reason
+        if row.is_unsure():
+            return FinishReason.ABORTED
+        if len(row.token_ids) >= row.max_tokens:
             return FinishReason.LENGTH
-        return reason
+        return FinishReason.BUDGET if batch.is_late(row.params) else None
 
-    def _completion(self, row: _Row, reason: FinishReason, seconds: float) -> Completion:
-        return Completion(
-            prompt_ids=row.prompt_ids,
-            token_ids=tuple(row.token_ids),
-            logprobs=tuple(row.logprobs),
-            text=str(self.tokenizer.decode(row.token_ids, skip_special_tokens=True)),
-            finish_reason=reason,
-            usage=Usage(
-                prompt_tokens=len(row.prompt_ids),
-                cached_tokens=len(row.prompt_ids) if row.shares_prefill else 0,
-                sampled_tokens=len(row.token_ids),
-                num_calls=0 if row.sibling else 1,
-                seconds=seconds,
-            ),
-            policy_version=self.policy_version,
-        )
+    def _text(self, token_ids: Sequence[int]) -> str:
+        return str(self.tokenizer.decode(list(token_ids), skip_special_tokens=True))
 
 
 def _limits(model: PreTrainedModel) -> Limits:

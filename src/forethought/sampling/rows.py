@@ -1,0 +1,117 @@
+"""Completions in the making, and what is written down when one ends."""
+
+from __future__ import annotations
+
+import time
+from bisect import bisect_left
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+from forethought.grading.answers import THINK_CLOSE, THINK_OPEN
+from forethought.sampling.cache import Prefill, SlotCache
+from forethought.sampling.shared_cache import SharedCache
+from forethought.types import Completion, FinishReason, SamplingParams, Usage
+
+Prompt = tuple[int, ...]
+Decode = Callable[[Sequence[int]], str]
+
+
+@dataclass(slots=True)
+class Row:
+    """One completion in the making."""
+
+    request: int
+    sibling: int  # among those of its request
+    prompt_ids: Prompt
+    before: str  # what stopping must know of the prompt's text
+    params: SamplingParams
+    max_tokens: int
+    shares_prefill: bool  # another row of the call pays for the prompt
+    uniforms: list[float] = field(default_factory=list)  # one a token, once it is live
+    token_ids: list[int] = field(default_factory=list)
+    logprobs: list[float] = field(default_factory=list)
+    confidences: list[float] = field(default_factory=list)
+    window_sum: float = 0.0  # of the last `confidence_window` confidences
+    started: float = 0.0  # on the clock of Batch.share_seconds
+
+    @property
+    def length(self) -> int:
+        """Tokens that stand in the cache: the newest sampled one does not yet."""
+        return len(self.prompt_ids) + len(self.token_ids) - 1
+
+    def add_confidence(self, confidence: float) -> None:
+        window = self.params.confidence_window
+        self.confidences.append(confidence)
+        self.window_sum += confidence
+        if len(self.confidences) > window:
+            self.window_sum -= self.confidences[-window - 1]
+
+    def is_unsure(self) -> bool:
+        """Whether the mean confidence of a full window is below the row's `min_confidence`."""
+        lowest, window = self.params.min_confidence, self.params.confidence_window
+        return (
+            lowest is not None
+            and len(self.confidences) >= window
+            and self.window_sum / window < lowest
+        )
+
+    def completion(
+        self, reason: FinishReason, seconds: float, decode: Decode, policy_version: int
+    ) -> Completion:
+        """The row as it ended, with what it cost."""
+        text = decode(self.token_ids)
+        num_sampled = len(self.token_ids)
+        aborted = num_sampled if reason is FinishReason.ABORTED else 0
+        return Completion(
+            prompt_ids=self.prompt_ids,
+            token_ids=tuple(self.token_ids),
+            logprobs=tuple(self.logprobs),
+            text=text,
+            finish_reason=reason,
+            usage=Usage(
+                prompt_tokens=len(self.prompt_ids),
+                cached_tokens=len(self.prompt_ids) if self.shares_prefill else 0,
+                sampled_tokens=num_sampled,
+                reasoning_tokens=num_reasoning(self.token_ids, text, self.before, decode),
+                discarded_tokens=aborted,
+                cancelled_tokens=aborted,
+                num_calls=0 if self.sibling else 1,
+                seconds=seconds,
+                peak_context=len(self.prompt_ids) + num_sampled,
+            ),
+            policy_version=policy_version,
+            confidences=tuple(self.confidences),
+        )
+
+
+@dataclass(slots=True)
+class Batch:
+    """The state of one call. Row `live[r]` has slot r of the cache."""
+
+    cache: SlotCache | SharedCache
+    waiting: deque[Row]
+    live: list[Row] = field(default_factory=list)
+    ready: dict[Prompt, Prefill] = field(default_factory=dict)
+    # Engine time, each moment split evenly among the rows then live: what one row that was live
+    # all along would have used. So the seconds of all completions add up to the call's.
+    share_seconds: float = 0.0
+    began: float = field(default_factory=time.perf_counter)
+
+    def spend(self, began: float) -> None:
+        self.share_seconds += (time.perf_counter() - began) / max(1, len(self.live))
+
+    def is_late(self, params: SamplingParams) -> bool:
+        """Whether the call has lasted as long as a row with these params may."""
+        limit = params.max_seconds
+        return limit is not None and time.perf_counter() - self.began >= limit
+
+
+def num_reasoning(token_ids: Sequence[int], text: str, before: str, decode: Decode) -> int:
+    """How many of the tokens, whose text is `text`, belong to the think block and its tags."""
+    close, is_opened = text.rfind(THINK_CLOSE), before == THINK_OPEN or THINK_OPEN in text
+    if close < 0 or text.rfind(THINK_OPEN) > close:
+        return len(token_ids) if is_opened else 0
+    end = close + len(THINK_CLOSE)
+    # The least number of tokens whose text holds the closing tag: text grows with tokens.
+    return bisect_left(range(len(token_ids)), end, key=lambda k: len(decode(token_ids[:k])))
