@@ -58,6 +58,7 @@ class Dialect:
     is_strict: bool = False
     limit_field: str = "max_tokens"
     reasoning_field: str | None = None
+    context: int | None = None
 
 
 @dataclass(slots=True)
@@ -170,6 +171,10 @@ class FaultServer:
             head = (await reader.readuntil(b"\r\n\r\n")).decode("latin-1").split("\r\n")
             headers = dict(line.lower().split(": ", 1) for line in head[1:] if line)
             raw = await reader.readexactly(int(headers.get("content-length", "0")))
+            if head[0].split()[:2] == ["GET", "/v1/models"] and self._dialect.context:
+                model = {"id": "fake", "max_model_len": self._dialect.context}
+                await _send(writer, 200, {"data": [model]})
+                continue
             if head[0].split()[:2] != ["POST", CHAT]:
                 await _send(writer, 404, {"error": {"message": f"no page {head[0]}"}})
                 continue

@@ -106,10 +106,12 @@ class OpenAIEngine:
         return Capabilities(
             prefix=traits.prefix,
             logprobs=traits.logprobs,
-            n=traits.n,
+            n=traits.n and not self._can_stream,
             seed=traits.seed,
             confidences=traits.top_logprobs,
-            aborts=traits.top_logprobs and traits.live_counts and self._stream,
+            aborts=traits.top_logprobs and self._can_stream,
+            streams=True,
+            context=traits.context,
         )
 
     @property
@@ -187,7 +189,8 @@ class OpenAIEngine:
     def _lots(self, request: Request) -> list[list[int]]:
         """The siblings, by the calls that ask for them."""
         siblings = list(range(request.params.n))
-        is_one_call = self.traits.n and not self._is_streamed(request)
+        # A stream has one choice, and vLLM refuses several greedy ones.
+        is_one_call = self.traits.n and not self._can_stream and request.params.temperature > 0
         return [siblings] if is_one_call else [[sibling] for sibling in siblings]
 
     def _is_streamed(self, request: Request) -> bool:
@@ -197,19 +200,26 @@ class OpenAIEngine:
             or params.min_confidence is not None
             or params.max_seconds is not None
         )
-        return self._stream and self.traits.live_counts and has_use
+        return self._can_stream and has_use
+
+    @property
+    def _can_stream(self) -> bool:
+        return self._stream and self.traits.live_counts
 
     async def _fill(
         self, index: int, request: Request, siblings: list[int], began: float, emit: Emit
     ) -> None:
         """Ask until there is a completion for each sibling; a server may send fewer at a time."""
+        is_again = False
         while siblings:
-            completions = await self._ask(request, siblings, began)
+            completions = await self._ask(request, siblings, began, is_again)
             for sibling, completion in zip(siblings, completions, strict=False):
                 emit((index, sibling, completion))
-            siblings = siblings[len(completions) :]
+            siblings, is_again = siblings[len(completions) :], True
 
-    async def _ask(self, request: Request, siblings: list[int], began: float) -> list[Completion]:
+    async def _ask(
+        self, request: Request, siblings: list[int], began: float, is_again: bool
+    ) -> list[Completion]:
         """One call, and the completions that it brought: at least one."""
         stream = self._is_streamed(request)
         params = request.params
@@ -237,15 +247,20 @@ class OpenAIEngine:
             async with asyncio.timeout_at(give_up_at):
                 answer = await self._client.ask(body, reader)
         except TimeoutError:
-            return without_tokens(FinishReason.BUDGET, siblings)
+            return without_tokens(FinishReason.BUDGET, len(siblings), is_again=is_again)
         except ServerError as error:
             if not error.gave_up or self._client.traffic.num_replies == num_replies:
                 raise
             self.failures.append(str(error))
-            return without_tokens(FinishReason.ERROR, siblings, error.num_tries - 1)
+            return without_tokens(
+                FinishReason.ERROR,
+                len(siblings),
+                is_again=is_again,
+                num_retries=error.num_tries - 1,
+            )
         if answer.reply.counts.prompt is not None:
             self._prompt_counts[prompt_key(request)] = answer.reply.counts.prompt
-        return completions_of(answer, request, siblings)
+        return completions_of(answer, request, len(siblings), is_again=is_again)
 
     async def _probe(self) -> None:
         async def ask(body: Mapping[str, Any]) -> Reply:
@@ -261,4 +276,5 @@ class OpenAIEngine:
             await self._client.ask({**body, **self._extra}, reader)
             return readers[-1].growing.has_live_counts
 
-        self._traits = await probe(ask, ask_live, self.model)
+        traits = await probe(ask, ask_live, self.model)
+        self._traits = replace(traits, context=await self._client.context_of(self.model))

@@ -21,7 +21,13 @@ from urllib.parse import urlsplit
 import httpx2
 
 from forethought.errors import EngineError, UserError
-from forethought.sampling.openai_reply import BadReply, Counts, Reply, error_message
+from forethought.sampling.openai_reply import (
+    BadReply,
+    Counts,
+    Reply,
+    error_message,
+    parse_context,
+)
 from forethought.sampling.retries import RetryPolicy, is_retryable, retry_after_seconds
 
 DEFAULT_KEY = "OPENAI_API_KEY"  # sent unasked to its owner's address alone
@@ -214,6 +220,17 @@ class Client:
             self.traffic.waited_seconds += wait + found.wait_seconds
             await asyncio.sleep(wait)
 
+    async def context_of(self, model: str) -> int | None:
+        """How many positions the model has, where the server's list of models says it."""
+        try:
+            async with (
+                asyncio.timeout(min(_CONNECT_SECONDS, self._request_seconds)),
+                self._http.stream("GET", f"{self.endpoint.url}/models") as response,
+            ):
+                return parse_context(await _beginning(response), model)
+        except (httpx2.HTTPError, TimeoutError, BadReply):
+            return None  # a list of models is not part of what is asked of a server
+
     async def _try(self, content: bytes, reader: Reader) -> Reply | Failure:
         traffic = self.traffic
         try:
@@ -267,12 +284,13 @@ class Client:
         headers = {name.lower(): value for name, value in response.headers.items()}
         wait = retry_after_seconds(headers)
         fix = _FIXES.get(status, _FIXES[500] if status >= 500 else "change the request")
-        if wait > self._request_seconds:
-            fix = f"the server asks to wait {wait:.0f} seconds"
+        is_too_long = wait > self._policy.max_server_seconds
+        if is_too_long:
+            fix = f"the server asks to wait {wait:.0f} seconds: try again then"
         return Failure(
             what=f"HTTP {status}" + (f", {said}" if said else ""),
             fix=fix,
-            is_retryable=is_retryable(status, headers, said) and wait <= self._request_seconds,
+            is_retryable=is_retryable(status, headers, said) and not is_too_long,
             wait_seconds=wait,
             status=status,
         )

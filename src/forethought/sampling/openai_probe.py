@@ -42,6 +42,7 @@ class Traits:
     counts: bool = True  # says how many tokens a call took
     live_counts: bool = False  # in every chunk of a stream, so that it can be left early
     limit_field: str = "max_tokens"  # or max_completion_tokens
+    context: int | None = None  # positions of the model's window; vLLM and SGLang tell it
     overhead_tokens: int | None = None  # at most, around every message of a prompt
 
 

@@ -187,6 +187,14 @@ def parse_counts(usage: Any) -> Counts:
     )
 
 
+def parse_context(body: bytes, model: str) -> int | None:
+    """The `max_model_len` that a list of models gives `model`. Raises BadReply."""
+    models = parse_json(body).get("data")
+    entries = models if isinstance(models, list) else []
+    found = [e for e in entries if isinstance(e, dict) and e.get("id") == model]
+    return _count(found[0].get("max_model_len")) if found else None
+
+
 def join_reasoning(reasoning: str, content: str, prefix: str = "") -> str:
     """One text of a completion: its reasoning in a `<think>` block, which stays open when nothing
     follows, and what it said. A block that `prefix` opened is not opened again."""

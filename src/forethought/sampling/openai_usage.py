@@ -2,26 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 from forethought.grading.answers import THINK_CLOSE, THINK_OPEN, split_think
 from forethought.sampling.openai_client import Answer
 from forethought.sampling.openai_reply import Choice, Reply, share
 from forethought.types import Completion, FinishReason, Request, Usage
 
 
-def completions_of(answer: Answer, request: Request, siblings: Sequence[int]) -> list[Completion]:
-    """One completion for each of `siblings`, or for the first of them when the server sent fewer.
+def completions_of(
+    answer: Answer, request: Request, num_siblings: int, *, is_again: bool
+) -> list[Completion]:
+    """One completion for each sibling, or for the first of them when the server sent fewer.
 
-    What the siblings share goes to the first: the prompt, the retries, the seconds, and the tokens
-    of choices beyond those asked for, which are discarded.
+    What the siblings share goes to the first: the call (a retry when `is_again`, as an earlier one
+    brought too few), the prompt, the seconds, and the tokens of choices beyond those asked for,
+    which are discarded.
     """
     reply = answer.reply
     prompt_tokens = reply.counts.prompt or len(reply.prompt_ids)
     tokens = _by_choice(reply)
-    kept = reply.choices[: len(siblings)]
+    kept = reply.choices[:num_siblings]
     found = []
-    for place, (sibling, choice) in enumerate(zip(siblings, kept, strict=False)):
+    for place, choice in enumerate(kept):
         surplus = sum(tokens[len(kept) :]) if place == 0 else 0
         aborted = tokens[place] if choice.finish_reason is FinishReason.ABORTED else 0
         usage = Usage(
@@ -29,14 +30,14 @@ def completions_of(answer: Answer, request: Request, siblings: Sequence[int]) ->
             reasoning_tokens=_reasoning(choice, tokens[place], request.prefix, reply),
             discarded_tokens=aborted + surplus,
             cancelled_tokens=aborted,
-            num_calls=0 if sibling else 1,
             peak_context=prompt_tokens + tokens[place],
         )
         if place == 0:
             usage += Usage(
                 prompt_tokens=prompt_tokens,
                 cached_tokens=min(reply.counts.cached or 0, prompt_tokens),
-                num_retries=answer.num_retries,
+                num_calls=0 if is_again else 1,
+                num_retries=answer.num_retries + is_again,
                 seconds=answer.seconds,
             )
         found.append(
@@ -54,9 +55,10 @@ def completions_of(answer: Answer, request: Request, siblings: Sequence[int]) ->
 
 
 def without_tokens(
-    reason: FinishReason, siblings: Sequence[int], num_retries: int = 0
+    reason: FinishReason, num_siblings: int, *, is_again: bool, num_retries: int = 0
 ) -> list[Completion]:
-    """Completions that never came."""
+    """Completions that never came, of a call that was made."""
+    first = Usage(num_calls=0 if is_again else 1, num_retries=num_retries + is_again)
     return [
         Completion(
             prompt_ids=(),
@@ -64,9 +66,9 @@ def without_tokens(
             logprobs=(),
             text="",
             finish_reason=reason,
-            usage=Usage(num_calls=0 if sibling else 1, num_retries=0 if place else num_retries),
+            usage=Usage() if place else first,
         )
-        for place, sibling in enumerate(siblings)
+        for place in range(num_siblings)
     ]
 
 

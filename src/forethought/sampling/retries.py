@@ -18,11 +18,13 @@ _NO_MONEY = "insufficient_quota"  # OpenAI's code for a 429 that waiting does no
 class RetryPolicy:
     """`max_retries` further tries; before the i-th a wait drawn evenly from between nothing and
     `first_wait_seconds` * 2^i, at most `max_wait_seconds` (full jitter: clients that failed
-    together do not come back together). What a server asks for in Retry-After is waited on top."""
+    together do not come back together). What a server asks for in Retry-After is waited on top, if
+    it is at most `max_server_seconds`; a longer wait is an error."""
 
     max_retries: int = 8
     first_wait_seconds: float = 0.5
     max_wait_seconds: float = 30.0
+    max_server_seconds: float = 120.0
 
     def wait_seconds(self, num_failed: int, rng: Random) -> float:
         """How long to wait after the `num_failed`-th failure in a row, counted from 1."""
