@@ -306,6 +306,8 @@ class FaultServer:
             }
             if "logprobs" in choice:
                 piece["logprobs"] = {"content": [choice["logprobs"]["content"][number - 1]]}
+            if "token_ids" in choice:
+                piece["token_ids"] = [choice["token_ids"][number - 1]]
             event: dict[str, Any] = {"choices": [piece]}
             if self._dialect.live_usage:
                 event["usage"] = {"prompt_tokens": prompt_tokens, "completion_tokens": number}
@@ -318,7 +320,7 @@ class FaultServer:
                 self.counted.left += 1
                 self._book({"prompt_tokens": prompt_tokens, "completion_tokens": number})
                 return True
-        last = {"choices": [], "usage": usage}
+        last = {"choices": [], "usage": usage if self._dialect.usage else None}
         self._book(usage)
         await _chunk(writer, b"data: " + json.dumps(last).encode() + b"\n\ndata: [DONE]\n\n")
         await _chunk(writer, b"")
