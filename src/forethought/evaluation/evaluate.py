@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
 import time
@@ -22,7 +21,8 @@ from forethought.evaluation.metrics import (
     paired_difference,
     pass_at_k,
 )
-from forethought.grading.math import is_equivalent
+from forethought.strategies.base import derived_seed
+from forethought.strategies.vote import same_answer
 from forethought.types import (
     Completion,
     Engine,
@@ -36,9 +36,6 @@ from forethought.types import (
 )
 
 Progress = Callable[[int, int], None]
-
-# Beyond this length two wrong answers are compared as strings: they are not numbers.
-_MAX_COMPARED = 64
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -278,9 +275,8 @@ def finite(value: float) -> float | None:
 
 
 def _request(example: Example, params: SamplingParams) -> Request:
-    digest = hashlib.sha256(f"{params.seed}:{example.id}".encode()).digest()
-    derived = int.from_bytes(digest[:4], "big") >> 1  # 31 bits fit every engine's seed
-    return Request(messages=example.messages, params=replace(params, seed=derived))
+    params = replace(params, seed=derived_seed(params.seed, example.id))
+    return Request(messages=example.messages, params=params)
 
 
 def _grade_problem(task: Task, example: Example, siblings: Sequence[Completion]) -> ProblemResult:
@@ -310,7 +306,7 @@ def _votes(answers: Sequence[tuple[str | None, bool]]) -> tuple[str | None, ...]
     for answer, is_right in answers:
         if answer is None or (answer, is_right) in names:
             continue
-        same = (c for c in classes if c[1] is is_right and _is_same(c[0], answer))
+        same = (c for c in classes if c[1] is is_right and same_answer(c[0], answer))
         found = next(same, None)
         if found is None:
             found = (answer, is_right)
@@ -318,9 +314,3 @@ def _votes(answers: Sequence[tuple[str | None, bool]]) -> tuple[str | None, ...]
         # The mark is part of the name, so that "4" graded both ways makes two classes.
         names[answer, is_right] = f"{'right' if found[1] else 'wrong'}: {found[0]}"
     return tuple(None if answer is None else names[answer, mark] for answer, mark in answers)
-
-
-def _is_same(first: str, second: str) -> bool:
-    if max(len(first), len(second)) > _MAX_COMPARED:
-        return False
-    return is_equivalent(first, second)

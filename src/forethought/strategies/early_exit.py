@@ -16,7 +16,7 @@ from typing import ClassVar
 from forethought.grading.answers import BOX_OPEN, THINK_CLOSE
 from forethought.strategies.base import Part, ask, at_least, one_of, require_able
 from forethought.strategies.forcing import CLOSING, OPENING, answer, before, think
-from forethought.types import Completion, FinishReason, Problem, Purpose, Request, Steps
+from forethought.types import Completion, Problem, Purpose, Request, Steps
 
 _PLACES = {"newline": "\n"}  # what a spec cannot spell
 
@@ -78,18 +78,19 @@ class EarlyExit:
             if more is None:
                 break
             left -= max(1, len(more.token_ids))
-            has_closed = THINK_CLOSE in more.text
-            thought += before(more.text, THINK_CLOSE)
-            if has_closed or more.finish_reason is not FinishReason.STOP:
+            new = before(more.text, THINK_CLOSE)
+            if THINK_CLOSE in more.text or not any(s in new for s in stop):
+                thought += new
                 break
+            thought += before(new, mark)
             num_probes += 1
-            trial = yield from self._probe(problem, thought.removesuffix(mark))
+            trial = yield from self._probe(problem, thought)
             if trial is None:
                 break
             discarded += trial.usage.sampled_tokens
             if trial.logprobs and CONFIDENCES[self.confidence](trial.logprobs) > self.threshold:
-                thought = thought.removesuffix(mark)
                 break
+            thought += mark
         solution = yield from answer(problem, thought)
         return replace(solution, discarded_tokens=discarded)
 

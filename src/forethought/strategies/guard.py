@@ -1,8 +1,8 @@
 """Whether a rewritten question is still the question: its numbers and names against the original's.
 
-A rewrite may leave sentences out. It may not invent a number or a name, nor touch those of the
-question itself (the last sentence that asks), nor lose most of the numbers, as a rewrite does that
-was cut short or answered the question instead.
+A rewrite may leave sentences out. It may not invent a number or a name, lose those of the
+question itself (the last sentence that asks) or the question mark, nor lose most of the numbers, as
+a rewrite does that was cut short or answered the question instead.
 """
 
 from __future__ import annotations
@@ -19,6 +19,8 @@ def find_damage(original: str, rewritten: str, min_kept: float = 0.5) -> str | N
     """What is wrong with the rewrite, in words, or None when numbers and names survived."""
     if not rewritten.strip():
         return "it is empty"
+    if "?" in original and "?" not in rewritten:
+        return "it asks nothing"
     old, new = _numbers(original), _numbers(rewritten)
     if invented := new - old:
         return f"it has a number that the original has not: {min(invented)}"
