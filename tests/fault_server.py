@@ -106,6 +106,7 @@ class FaultServer:
         reply: Callable[[dict[str, Any]], Any] = lambda reply: reply,
         hold_after: str | None = None,
         retry_after: str = "1",
+        status: int = 200,
     ) -> None:
         """`reply` may change what is sent. A stream waits after the token `hold_after` until the
         client has closed the connection."""
@@ -114,6 +115,7 @@ class FaultServer:
         self._plan, self._say, self._reply = plan, say, reply
         self._dialect = dialect or Dialect()
         self._hold_after, self._retry_after = hold_after, retry_after
+        self._status = status
         self._num_open = 0
         self._loop = asyncio.new_event_loop()
         self._is_up = threading.Event()
@@ -218,7 +220,7 @@ class FaultServer:
         if not self._dialect.usage:
             content = json.dumps({k: v for k, v in reply.items() if k != "usage"}).encode()
         self._book(usage)
-        await _send(writer, 200, content)
+        await _send(writer, self._status, content)
         return False
 
     def _book(self, usage: Mapping[str, int]) -> None:

@@ -9,11 +9,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from forethought.cli.backend import ApiKeyEnv, Backend, open_engine, require_model
 from forethought.cli.console import console, format_seconds, print_json, printable
 from forethought.errors import UserError
 
 if TYPE_CHECKING:
-    from forethought.types import Completion, Request
+    from forethought.types import Completion
 
 
 def ask_command(
@@ -22,6 +23,8 @@ def ask_command(
     max_tokens: Annotated[int, typer.Option(min=1, help="Longest completion, in tokens.")] = 256,
     temperature: Annotated[float, typer.Option(min=0.0, help="0 is greedy.")] = 0.0,
     seed: Annotated[int, typer.Option(min=0, help="Fixes every draw.")] = 0,
+    backend: Backend = None,
+    api_key_env: ApiKeyEnv = None,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")] = False,
 ) -> None:
     """Ask a model one question and show how it came to its answer."""
@@ -31,7 +34,11 @@ def ask_command(
         raise UserError(f"--temperature {temperature} must be a finite number of at least 0")
     params = SamplingParams(max_tokens=max_tokens, temperature=temperature, seed=seed)
     message = Message(role="user", content=read_question(question))
-    completion, seconds = _complete(model, Request(messages=(message,), params=params))
+    require_model(model, backend, api_key_env)
+    with open_engine(model, backend, api_key_env) as engine:
+        start = time.perf_counter()
+        completion = engine.generate([Request(messages=(message,), params=params)])[0][0]
+        seconds = time.perf_counter() - start
     result = describe(completion, seconds)
     if as_json:
         print_json(result)
@@ -66,21 +73,6 @@ def describe(completion: Completion, seconds: float) -> dict[str, Any]:
             "seconds": round(seconds, 4),
         },
     }
-
-
-def _complete(spec: str, request: Request) -> tuple[Completion, float]:
-    """The completion of `request` by the model `spec`, and the seconds of sampling alone."""
-    from forethought.models.resolve import resolve
-
-    resolve(spec)  # a wrong name fails before torch is imported
-    from forethought.models.load import load_model
-    from forethought.sampling.local import LocalEngine
-
-    loaded = load_model(spec)
-    engine = LocalEngine(loaded.model, loaded.tokenizer)
-    start = time.perf_counter()
-    completion = engine.generate([request])[0][0]
-    return completion, time.perf_counter() - start
 
 
 def _show(result: dict[str, Any]) -> None:

@@ -11,13 +11,20 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from forethought.cli.backend import (
+    DEFAULT_CONCURRENCY,
+    ApiKeyEnv,
+    Backend,
+    Concurrency,
+    open_engine,
+    require_model,
+)
 from forethought.cli.console import Progress, console, format_seconds, print_json
 from forethought.errors import UserError
 
 if TYPE_CHECKING:
     from forethought.evaluation.evaluate import Evaluation
-    from forethought.sampling.local import LocalEngine
-    from forethought.types import Capabilities, Completion, Request, Task
+    from forethought.types import Capabilities, Completion, Engine, Request, Task
 
 
 def eval_command(
@@ -33,6 +40,9 @@ def eval_command(
     max_tokens: Annotated[int, typer.Option(min=1, help="Longest completion, in tokens.")] = 256,
     seed: Annotated[int, typer.Option(min=0, help="Fixes every draw.")] = 0,
     against: Annotated[str | None, typer.Option(help="A second model, paired by problem.")] = None,
+    backend: Backend = None,
+    api_key_env: ApiKeyEnv = None,
+    concurrency: Concurrency = DEFAULT_CONCURRENCY,
     out: Annotated[
         Path | None, typer.Option(help="Folder for results.jsonl and summary.json.")
     ] = None,
@@ -41,7 +51,6 @@ def eval_command(
 ) -> None:
     """Measure a model on a task: accuracy, pass@k, majority@k, length, with 95% intervals."""
     from forethought.evaluation.evaluate import compare
-    from forethought.models.resolve import resolve
     from forethought.tasks.base import load_task
 
     temperature = _temperature(temperature, samples)
@@ -49,7 +58,7 @@ def eval_command(
         raise UserError(f"--top-p {top_p} must be above 0 and at most 1")
     names = [model] if against is None else [model, against]
     for name in names:
-        resolve(name)  # a wrong name fails before torch is imported
+        require_model(name, backend, api_key_env)
     # The problems do not depend on --seed, so that runs with other draws can be paired.
     problems = load_task(task, split=split, size=limit)
     is_new = out is not None and not out.exists()
@@ -63,7 +72,10 @@ def eval_command(
         "limit": limit,
     }
     try:
-        evaluations = [_evaluate(name, problems, sampling, is_quiet=as_json) for name in names]
+        evaluations = []
+        for name in names:
+            with open_engine(name, backend, api_key_env, concurrency) as engine:
+                evaluations.append(_evaluate(engine, name, problems, sampling, is_quiet=as_json))
     except BaseException:
         if out is not None and is_new:
             with contextlib.suppress(OSError):
@@ -95,13 +107,11 @@ def _temperature(given: float | None, num_samples: int) -> float:
     return given
 
 
-def _evaluate(name: str, task: Task, sampling: dict[str, Any], *, is_quiet: bool) -> Evaluation:
+def _evaluate(
+    engine: Engine, name: str, task: Task, sampling: dict[str, Any], *, is_quiet: bool
+) -> Evaluation:
     from forethought.evaluation.evaluate import evaluate
-    from forethought.models.load import load_model
-    from forethought.sampling.local import LocalEngine
 
-    loaded = load_model(name)
-    engine = LocalEngine(loaded.model, loaded.tokenizer)
     limit = sampling["limit"]
     num_problems = len(task) if limit is None else min(limit, len(task))
     total = num_problems * sampling["num_samples"]
@@ -112,17 +122,19 @@ def _evaluate(name: str, task: Task, sampling: dict[str, Any], *, is_quiet: bool
 class _Watched:
     """An engine whose progress shows: `bar` counts the completions that have ended."""
 
-    def __init__(self, engine: LocalEngine, bar: Progress) -> None:
-        self._engine = engine
+    def __init__(self, engine: Engine, bar: Progress) -> None:
+        self._engine: Any = engine  # every engine here hears of completions as they end
         self._bar = bar
         self._num_done = 0
 
     @property
     def capabilities(self) -> Capabilities:
-        return self._engine.capabilities
+        capabilities: Capabilities = self._engine.capabilities
+        return capabilities
 
     def generate(self, requests: Sequence[Request]) -> list[list[Completion]]:
-        return self._engine.generate(requests, on_finish=self._count)
+        found: list[list[Completion]] = self._engine.generate(requests, on_finish=self._count)
+        return found
 
     def _count(self, _request_index: int, _completion: Completion) -> None:
         self._num_done += 1

@@ -28,6 +28,7 @@ from forethought.types import (
     Engine,
     Example,
     FinishReason,
+    Grade,
     GradeStatus,
     Request,
     SamplingParams,
@@ -280,7 +281,7 @@ def _request(example: Example, params: SamplingParams) -> Request:
 
 
 def _grade_problem(task: Task, example: Example, siblings: Sequence[Completion]) -> ProblemResult:
-    grades = [task.grade(example, completion.text) for completion in siblings]
+    grades = [_grade(task, example, completion) for completion in siblings]
     answers = [(grade.extracted, grade.score == 1.0) for grade in grades]
     return ProblemResult(
         example_id=example.id,
@@ -291,9 +292,20 @@ def _grade_problem(task: Task, example: Example, siblings: Sequence[Completion])
         extracted=tuple(grade.extracted for grade in grades),
         votes=_votes(answers),
         texts=tuple(completion.text for completion in siblings),
-        num_tokens=tuple(len(completion.token_ids) for completion in siblings),
+        num_tokens=tuple(
+            # of an engine without token ids, what it counted
+            len(completion.token_ids) or completion.usage.sampled_tokens
+            for completion in siblings
+        ),
         finish_reasons=tuple(completion.finish_reason for completion in siblings),
     )
+
+
+def _grade(task: Task, example: Example, completion: Completion) -> Grade:
+    """A completion that never came says nothing of the model: its score is unknown."""
+    if completion.finish_reason is FinishReason.ERROR:
+        return Grade(score=None, status=GradeStatus.ERROR)
+    return task.grade(example, completion.text)
 
 
 def _votes(answers: Sequence[tuple[str | None, bool]]) -> tuple[str | None, ...]:

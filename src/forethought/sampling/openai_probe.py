@@ -59,7 +59,8 @@ async def probe(ask: Ask, ask_live: AskLive, model: str) -> Traits:
     base = {name: accepted[name] for name in plain if name in accepted}
     if traits.limit_field not in base:
         base[traits.limit_field] = 1
-    live = base | {"stream": True, "stream_options": STREAM_OPTIONS}
+    # Two tokens, for counts that come before the end.
+    live = base | {"stream": True, "stream_options": STREAM_OPTIONS, traits.limit_field: 2}
     return replace(
         traits,
         prefix=await _continues(ask, base),
