@@ -1,9 +1,6 @@
 """The engine on a real server of another project: vLLM's, running SmolLM2 on this machine.
 
-    make test-integration
-
-Not part of `make test`: it wants the environment .bench/vllm (make bench-env) and SmolLM2
-(forethought model get smollm2-135m), and some minutes. Skipped, with the reason, without them.
+Not part of `make test`: see vllm_peer.py for what it wants.
 """
 
 from __future__ import annotations
@@ -22,35 +19,22 @@ from pathlib import Path
 
 import pytest
 
-from forethought.errors import ModelError
-from forethought.machine import usable_cores
 from forethought.models.load import load_model
-from forethought.models.registry import cache_folder, get_model
 from forethought.sampling.local import LocalEngine
 from forethought.sampling.openai import OpenAIEngine
 from forethought.sampling.openai_client import ServerError, endpoint
 from forethought.types import Completion, FinishReason, Message, Request, SamplingParams, Usage
+from vllm_peer import CONTEXT, PYTHON, ROOT, environment, smollm2_folder
 
 pytestmark = pytest.mark.integration
 
-ROOT = Path(__file__).resolve().parent.parent
-PYTHON = ROOT / ".bench" / "vllm" / "bin" / "python"
-USERS_CACHE = cache_folder()  # read before any test gets a cache of its own
 NAME = "smollm2"
-CONTEXT = 512
 START_SECONDS = 400
 
 
 @pytest.fixture(scope="module")
 def folder() -> Path:
-    if not PYTHON.exists():
-        pytest.skip("there is no environment .bench/vllm: make bench-env makes it")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("FORETHOUGHT_CACHE", str(USERS_CACHE))
-        try:
-            return get_model("smollm2-135m", progress=print)
-        except ModelError as error:
-            pytest.skip(str(error))
+    return smollm2_folder()
 
 
 @pytest.fixture(scope="module")
@@ -71,19 +55,12 @@ def url(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]
     }
     command = [str(PYTHON), "-m", "vllm.entrypoints.openai.api_server", "--enforce-eager"]
     command += [word for pair in options.items() for word in pair]
-    cores = ",".join(map(str, range(usable_cores())))
-    settings = {
-        "VLLM_CPU_KVCACHE_SPACE": "1",
-        "VLLM_CPU_OMP_THREADS_BIND": cores,
-        "VLLM_NO_USAGE_STATS": "1",
-        "HF_HUB_OFFLINE": "1",
-    }
     with log.open("wb") as file:
         server = subprocess.Popen(
             command,
             stdout=file,
             stderr=subprocess.STDOUT,
-            env={k: v for k, v in os.environ.items() if k != "PYTHONPATH"} | settings,
+            env=environment(),
             cwd=log.parent,
             start_new_session=True,
         )
