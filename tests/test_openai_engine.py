@@ -222,8 +222,9 @@ def test_time_that_is_up_ends_a_completion_as_budget(stream: bool) -> None:
     late = ask(max_seconds=1e-9, stop_at_boxed=False)
     with server, open_engine(server, stream=stream, traits=LIVE) as engine:
         [[completion]] = engine.generate([late])
-    assert completion.finish_reason is FinishReason.BUDGET
-    assert completion.usage.num_calls == 1
+        assert completion.finish_reason is FinishReason.BUDGET
+        assert completion.usage.num_calls == engine.traffic.num_calls
+    assert (completion.text, completion.usage.sampled_tokens) == (("so", 1) if stream else ("", 0))
 
 
 def test_finish_reasons_are_told_apart() -> None:

@@ -21,7 +21,14 @@ from typing import Any, Self
 
 from forethought.errors import EngineError
 from forethought.sampling.background import Background
-from forethought.sampling.openai_client import Client, Endpoint, Reader, ServerError, Traffic
+from forethought.sampling.openai_client import (
+    Client,
+    Endpoint,
+    Reader,
+    ServerError,
+    Traffic,
+    Tries,
+)
 from forethought.sampling.openai_probe import Traits, probe
 from forethought.sampling.openai_reply import BodyReader, Reply
 from forethought.sampling.openai_request import admit, count_bound, prompt_key, request_body
@@ -40,6 +47,7 @@ Finished = Callable[[int, Completion], None]
 Emit = Callable[[tuple[int, int, Completion]], None]
 
 _LATE_SECONDS = 0.25  # that a stream may need to notice by itself that its time is up
+_MAX_REMEMBERED = 10_000  # prompts whose length is known
 _PLAIN = SamplingParams(stop_at_boxed=False)
 
 
@@ -243,28 +251,30 @@ class OpenAIEngine:
             )
 
         num_replies = self._client.traffic.num_replies
+        tries = Tries()
         try:
             async with asyncio.timeout_at(give_up_at):
-                answer = await self._client.ask(body, reader)
+                reply = await self._client.ask(body, reader, tries)
         except TimeoutError:
-            return without_tokens(FinishReason.BUDGET, len(siblings), is_again=is_again)
+            return without_tokens(FinishReason.BUDGET, len(siblings), tries, is_again=is_again)
         except ServerError as error:
             if not error.gave_up or self._client.traffic.num_replies == num_replies:
                 raise
             self.failures.append(str(error))
-            return without_tokens(
-                FinishReason.ERROR,
-                len(siblings),
-                is_again=is_again,
-                num_retries=error.num_tries - 1,
-            )
-        if answer.reply.counts.prompt is not None:
-            self._prompt_counts[prompt_key(request)] = answer.reply.counts.prompt
-        return completions_of(answer, request, len(siblings), is_again=is_again)
+            return without_tokens(FinishReason.ERROR, len(siblings), tries, is_again=is_again)
+        self._remember(request, reply)
+        return completions_of(reply, request, len(siblings), tries, is_again=is_again)
+
+    def _remember(self, request: Request, reply: Reply) -> None:
+        """How many tokens the prompt had."""
+        if reply.counts.prompt is not None:
+            if len(self._prompt_counts) >= _MAX_REMEMBERED:
+                self._prompt_counts.clear()
+            self._prompt_counts[prompt_key(request)] = reply.counts.prompt
 
     async def _probe(self) -> None:
         async def ask(body: Mapping[str, Any]) -> Reply:
-            return (await self._client.ask({**body, **self._extra}, BodyReader)).reply
+            return await self._client.ask({**body, **self._extra}, BodyReader, Tries())
 
         async def ask_live(body: Mapping[str, Any]) -> bool:
             readers: list[StreamReader] = []
@@ -273,7 +283,7 @@ class OpenAIEngine:
                 readers.append(StreamReader(_PLAIN, ""))
                 return readers[-1]
 
-            await self._client.ask({**body, **self._extra}, reader)
+            await self._client.ask({**body, **self._extra}, reader, Tries())
             return readers[-1].growing.has_live_counts
 
         traits = await probe(ask, ask_live, self.model)

@@ -49,7 +49,7 @@ class Reader(Protocol):
 
 
 class ServerError(EngineError):
-    """A server did not do what was asked, `num_tries` times.
+    """A server did not do what was asked.
 
     `status` is the last HTTP status, None without any; `said` is what went wrong, in the server's
     words where it has some; `gave_up` says that another try might still have helped.
@@ -61,13 +61,11 @@ class ServerError(EngineError):
         *,
         status: int | None = None,
         said: str = "",
-        num_tries: int = 1,
         gave_up: bool = False,
     ) -> None:
         super().__init__(sentence)
         self.status = status
         self.said = said
-        self.num_tries = num_tries
         self.gave_up = gave_up
 
 
@@ -129,7 +127,6 @@ class Traffic:
     prompt_tokens: int = 0
     cached_tokens: int = 0
     sampled_tokens: int = 0
-    waited_seconds: float = 0.0  # between tries, summed over calls
 
     def count(self, counts: Counts) -> None:
         """A reply came."""
@@ -140,13 +137,12 @@ class Traffic:
         self.sampled_tokens += counts.sampled or 0
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Answer:
-    """A reply, the further tries that it took, and the seconds of the try that brought it."""
+@dataclass(slots=True)
+class Tries:
+    """How often a call was made, and the seconds of the last try: known whatever became of it."""
 
-    reply: Reply
-    num_retries: int
-    seconds: float
+    count: int = 0
+    seconds: float = 0.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -197,28 +193,27 @@ class Client:
     async def close(self) -> None:
         await self._http.aclose()
 
-    async def ask(self, body: Mapping[str, Any], new_reader: Callable[[], Reader]) -> Answer:
+    async def ask(
+        self, body: Mapping[str, Any], new_reader: Callable[[], Reader], tries: Tries
+    ) -> Reply:
         """Send `body` until a reader makes a reply of what comes back. Raises ServerError."""
         content = json.dumps(body, allow_nan=False).encode()
-        num_failed = 0
         while True:
             async with self._slots:
                 await asyncio.sleep(max(0.0, self._resume_at - time.monotonic()))
                 began = time.perf_counter()
                 self.traffic.num_calls += 1
+                self.traffic.num_retries += tries.count > 0
+                tries.count += 1
                 found = await self._try(content, new_reader())
             if isinstance(found, Reply):
-                seconds = time.perf_counter() - began
+                tries.seconds = time.perf_counter() - began
                 self.traffic.count(found.counts)
-                return Answer(reply=found, num_retries=num_failed, seconds=seconds)
-            num_failed += 1
-            if not found.is_retryable or num_failed > self._policy.max_retries:
-                raise self._error(found, num_failed)
+                return found
+            if not found.is_retryable or tries.count > self._policy.max_retries:
+                raise self._error(found, tries.count)
             self._resume_at = max(self._resume_at, time.monotonic() + found.wait_seconds)
-            wait = self._policy.wait_seconds(num_failed, self._rng)
-            self.traffic.num_retries += 1
-            self.traffic.waited_seconds += wait + found.wait_seconds
-            await asyncio.sleep(wait)
+            await asyncio.sleep(self._policy.wait_seconds(tries.count, self._rng))
 
     async def context_of(self, model: str) -> int | None:
         """How many positions the model has, where the server's list of models says it."""
@@ -283,7 +278,7 @@ class Client:
         said = self._redacted(error_message(body))
         headers = {name.lower(): value for name, value in response.headers.items()}
         wait = retry_after_seconds(headers)
-        fix = _FIXES.get(status, _FIXES[500] if status >= 500 else "change the request")
+        fix = _FIXES.get(status) or _FIXES.get(status // 100 * 100, "change the request")
         is_too_long = wait > self._policy.max_server_seconds
         if is_too_long:
             fix = f"the server asks to wait {wait:.0f} seconds: try again then"
@@ -301,7 +296,6 @@ class Client:
             f"{self.endpoint.chat_url} failed{tries}: {failure.what}; {failure.fix}",
             status=failure.status,
             said=failure.what,
-            num_tries=num_tries,
             gave_up=failure.is_retryable,
         )
 
@@ -311,6 +305,7 @@ class Client:
 
 
 _FIXES = {
+    300: "give the address that it redirects to",
     401: "name the environment variable that holds the server's key",
     403: "name the environment variable that holds a key with access to this model",
     404: "check the model's name, and that the URL ends with /v1",

@@ -52,10 +52,10 @@ def request_body(
         "model": model,
         "messages": messages,
         traits.limit_field: params.max_tokens,
+        # Both always: a server's own defaults may come from the model's generation config.
         "temperature": params.temperature,
+        "top_p": params.top_p,
     }
-    if params.top_p < 1:
-        body["top_p"] = params.top_p
     if n > 1:
         body["n"] = n
     if traits.seed:

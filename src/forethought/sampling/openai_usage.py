@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from forethought.grading.answers import THINK_CLOSE, THINK_OPEN, split_think
-from forethought.sampling.openai_client import Answer
+from forethought.sampling.openai_client import Tries
 from forethought.sampling.openai_reply import Choice, Reply, share
 from forethought.types import Completion, FinishReason, Request, Usage
 
 
 def completions_of(
-    answer: Answer, request: Request, num_siblings: int, *, is_again: bool
+    reply: Reply, request: Request, num_siblings: int, tries: Tries, *, is_again: bool
 ) -> list[Completion]:
     """One completion for each sibling, or for the first of them when the server sent fewer.
 
@@ -17,7 +17,6 @@ def completions_of(
     brought too few), the prompt, the seconds, and the tokens of choices beyond those asked for,
     which are discarded.
     """
-    reply = answer.reply
     prompt_tokens = reply.counts.prompt or len(reply.prompt_ids)
     tokens = _by_choice(reply)
     kept = reply.choices[:num_siblings]
@@ -36,10 +35,9 @@ def completions_of(
             usage += Usage(
                 prompt_tokens=prompt_tokens,
                 cached_tokens=min(reply.counts.cached or 0, prompt_tokens),
-                num_calls=0 if is_again else 1,
-                num_retries=answer.num_retries + is_again,
-                seconds=answer.seconds,
+                seconds=tries.seconds,
             )
+            usage += _calls(tries, is_again=is_again)
         found.append(
             Completion(
                 prompt_ids=reply.prompt_ids,
@@ -55,10 +53,9 @@ def completions_of(
 
 
 def without_tokens(
-    reason: FinishReason, num_siblings: int, *, is_again: bool, num_retries: int = 0
+    reason: FinishReason, num_siblings: int, tries: Tries, *, is_again: bool
 ) -> list[Completion]:
-    """Completions that never came, of a call that was made."""
-    first = Usage(num_calls=0 if is_again else 1, num_retries=num_retries + is_again)
+    """Completions that never came; `tries` may be none."""
     return [
         Completion(
             prompt_ids=(),
@@ -66,10 +63,16 @@ def without_tokens(
             logprobs=(),
             text="",
             finish_reason=reason,
-            usage=Usage() if place else first,
+            usage=Usage() if place else _calls(tries, is_again=is_again),
         )
         for place in range(num_siblings)
     ]
+
+
+def _calls(tries: Tries, *, is_again: bool) -> Usage:
+    """One call and its retries; all are retries when an earlier call brought too few."""
+    num_calls = 0 if is_again else min(1, tries.count)
+    return Usage(num_calls=num_calls, num_retries=tries.count - num_calls)
 
 
 def _by_choice(reply: Reply) -> list[int]:
