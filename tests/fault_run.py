@@ -19,7 +19,7 @@ from forethought.types import Completion, Message, Request, SamplingParams, Usag
 KINDS = [fault for fault in Fault if fault not in (Fault.NONE, Fault.STORM)]
 MAX_FAULTS = 3  # of one request, on top of the storms
 STORMS = (range(200, 232), range(700, 732))  # the calls that a storm of 429s meets
-TRAITS = Traits(n=True, seed=True, logprobs=True)
+TRAITS = Traits(n=True, seed=True, logprobs=True, overhead_tokens=7)  # of the fault server
 IMPATIENT = Limits(
     max_concurrent=16,
     request_seconds=0.5,

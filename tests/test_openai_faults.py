@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -17,12 +18,15 @@ from fault_run import (
     run_with_faults,
 )
 from fault_server import LOST, REFUSED, Body, Dialect, Fault, FaultServer
+from forethought.budget import Budget
 from forethought.errors import EngineError
 from forethought.sampling.openai import Limits, OpenAIEngine
 from forethought.sampling.openai_client import ServerError, endpoint
 from forethought.sampling.openai_probe import Traits
 from forethought.sampling.retries import RetryPolicy
-from forethought.types import FinishReason, Message, Request, SamplingParams, Usage
+from forethought.strategies.driver import solve_all
+from forethought.strategies.registry import parse_strategy
+from forethought.types import FinishReason, Message, Problem, Request, SamplingParams, Usage
 
 QUICK = RetryPolicy(max_retries=2, first_wait_seconds=0.001, max_wait_seconds=0.001)
 
@@ -223,3 +227,34 @@ def test_a_callback_that_fails_cancels_the_rest() -> None:
     ):
         engine.generate([ask("slow"), ask("quick")], on_finish=fail)
     assert engine.traffic.num_cancelled == 1  # closing waits for what was cancelled
+
+
+def test_a_budget_holds_and_the_ledger_is_the_servers_through_a_strategy() -> None:
+    """The whole way: a strategy, its driver, the budget, the engine, a server that fails."""
+    num_tries: Counter[str] = Counter()
+
+    def plan(call: int, body: Body) -> Fault:
+        prompt = body["messages"][-1]["content"]
+        num_tries[prompt] += 1
+        faults = [Fault.BUSY, Fault.CUT, Fault.FEW, Fault.GARBAGE, Fault.NONE]
+        return faults[(call + num_tries[prompt]) % 5] if num_tries[prompt] < 4 else Fault.NONE
+
+    params = SamplingParams(max_tokens=12)
+    messages = [(Message(role="user", content=f"what is {i}"),) for i in range(30)]
+    with FaultServer(plan) as server, engine_on(server, retries=IMPATIENT.retries) as engine:
+        problems = [
+            Problem(messages=each, params=params, capabilities=engine.capabilities)
+            for each in messages
+        ]
+        # Before a prompt was asked its length is a bound, which the budget must hold too.
+        bound = engine.count_prompt(Request(messages=messages[0]))
+        budget = Budget(tokens=bound + 24)
+        solutions = solve_all(engine, parse_strategy("majority:n=8"), problems, budget=budget)
+    usages = [solution.usage for solution in solutions]
+    assert all(0 < usage.total_tokens <= bound + 24 for usage in usages)
+    assert {solution.finish_reason for solution in solutions} == {FinishReason.BUDGET}
+    counted, spent = server.counted, sum(usages, start=Usage())
+    assert spent.prompt_tokens == counted.prompt_tokens
+    assert spent.sampled_tokens == counted.sampled_tokens
+    assert spent.num_calls + spent.num_retries == counted.calls
+    assert engine.failures == []
