@@ -293,8 +293,8 @@ def _grade_problem(task: Task, example: Example, siblings: Sequence[Completion])
         votes=_votes(answers),
         texts=tuple(completion.text for completion in siblings),
         num_tokens=tuple(
-            # of an engine without token ids, what it counted
-            len(completion.token_ids) or completion.usage.sampled_tokens
+            # of a server that gives no token ids, what it gives
+            len(completion.token_ids) or len(completion.logprobs) or completion.usage.sampled_tokens
             for completion in siblings
         ),
         finish_reasons=tuple(completion.finish_reason for completion in siblings),
