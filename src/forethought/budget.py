@@ -10,8 +10,12 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
+from typing import Any
 
+from forethought.errors import StrategyError
 from forethought.types import Usage
+
+_LIMITS = "tokens, calls, seconds, money"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -36,6 +40,25 @@ class Budget:
         pairs = {f.name: (getattr(self, f.name), getattr(other, f.name)) for f in fields(self)}
         known = {name: [v for v in pair if v is not None] for name, pair in pairs.items()}
         return Budget(**{name: min(values) for name, values in known.items() if values})
+
+
+def parse_budget(text: str) -> Budget:
+    """`1024` tokens, or limits by name: `tokens=1024,calls=8,seconds=30,money=0.01`. Raises
+    StrategyError, which lists the names."""
+    limits: dict[str, Any] = {}
+    for item in text.split(","):
+        name, equals, value = item.strip().rpartition("=")
+        name = name if equals else "tokens"
+        if name not in (field.name for field in fields(Budget)):
+            raise StrategyError(f"budget={text}: {name!r} is no limit; known are {_LIMITS}")
+        try:
+            limits[name] = (int if name in ("tokens", "calls") else float)(value)
+        except ValueError as error:
+            raise StrategyError(f"budget={text}: {value!r} is not a number") from error
+    try:
+        return Budget(**limits)
+    except ValueError as error:
+        raise StrategyError(f"budget={text}: {error}") from error
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -5,11 +5,12 @@ from __future__ import annotations
 import math
 import sys
 import time
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from forethought.cli.backend import ApiKeyEnv, Backend, open_engine, require_model
+from forethought.cli.backend import ApiKeyEnv, Backend, Source, open_engine
 from forethought.cli.console import console, format_seconds, print_json, printable
 from forethought.errors import UserError
 
@@ -21,7 +22,16 @@ def ask_command(
     question: Annotated[str, typer.Argument(help="The question; - reads it from stdin.")],
     model: Annotated[str, typer.Option(help="Model folder, hub id, bundled:NAME or a name.")],
     max_tokens: Annotated[int, typer.Option(min=1, help="Longest completion, in tokens.")] = 256,
-    temperature: Annotated[float, typer.Option(min=0.0, help="0 is greedy.")] = 0.0,
+    temperature: Annotated[
+        float | None, typer.Option(min=0.0, help="0 is greedy. [default: 0, with --strategy 1]")
+    ] = None,
+    strategy: Annotated[
+        str | None, typer.Option(help="How to spend compute, as in s2a+majority:n=8.")
+    ] = None,
+    budget: Annotated[
+        str | None, typer.Option(help="Tokens in all, or tokens=N,calls=N,seconds=S,money=M.")
+    ] = None,
+    prices: Annotated[Path | None, typer.Option(help="TOML table of prices of tokens.")] = None,
     seed: Annotated[int, typer.Option(min=0, help="Fixes every draw.")] = 0,
     backend: Backend = None,
     api_key_env: ApiKeyEnv = None,
@@ -30,12 +40,21 @@ def ask_command(
     """Ask a model one question and show how it came to its answer."""
     from forethought.types import Message, Request, SamplingParams
 
+    is_plain = strategy is None and budget is None and prices is None
+    if temperature is None:
+        temperature = 0.0 if strategy is None else 1.0
     if not math.isfinite(temperature):
         raise UserError(f"--temperature {temperature} must be a finite number of at least 0")
     params = SamplingParams(max_tokens=max_tokens, temperature=temperature, seed=seed)
     message = Message(role="user", content=read_question(question))
-    require_model(model, backend, api_key_env)
-    with open_engine(model, backend, api_key_env) as engine:
+    source = Source(model, backend, api_key_env)
+    if not is_plain:
+        from forethought.cli.ask_strategy import ask_by_strategy
+
+        spec = strategy or ("greedy" if temperature == 0 else "sample")
+        ask_by_strategy(source, message, params, spec, budget, prices, as_json=as_json)
+        return
+    with open_engine(source) as engine:
         start = time.perf_counter()
         completion = engine.generate([Request(messages=(message,), params=params)])[0][0]
         seconds = time.perf_counter() - start

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -28,27 +29,33 @@ Concurrency = Annotated[int, typer.Option(min=1, help="Calls to the server at on
 DEFAULT_CONCURRENCY = 16
 
 
-def require_model(model: str, backend: str | None, api_key_env: str | None = None) -> None:
-    """Raise UserError for a wrong model or address, before anything heavy is imported. What models
-    a server has, only the server knows."""
-    if backend is None:
-        from forethought.models.resolve import resolve
+@dataclass(frozen=True, slots=True)
+class Source:
+    """A model, and where it is sampled from: the options of a command."""
 
-        if api_key_env is not None:
-            raise UserError("--api-key-env goes with --backend URL: a local model needs no key")
-        resolve(model)
-    elif backend != VLLM:
-        _endpoint(backend, api_key_env)
+    model: str
+    backend: str | None = None
+    api_key_env: str | None = None
+    concurrency: int = DEFAULT_CONCURRENCY
+
+    def check(self) -> None:
+        """Raise UserError for a wrong model or address, before anything heavy is imported. What
+        models a server has, only the server knows."""
+        if self.backend is None or self.backend == VLLM:
+            from forethought.models.resolve import resolve
+
+            if self.api_key_env is not None:
+                raise UserError("--api-key-env goes with --backend URL: no other needs a key")
+            resolve(self.model)
+        else:
+            _endpoint(self.backend, self.api_key_env)
 
 
 @contextmanager
-def open_engine(
-    model: str,
-    backend: str | None = None,
-    api_key_env: str | None = None,
-    concurrency: int = DEFAULT_CONCURRENCY,
-) -> Iterator[Engine]:
-    """The engine that samples from `model`, until the block ends. Raises UserError."""
+def open_engine(source: Source) -> Iterator[Engine]:
+    """The engine that samples from `source`, until the block ends. Raises UserError."""
+    model, backend = source.model, source.backend
+    source.check()
     if backend is None:
         from forethought.models.load import load_model
         from forethought.sampling.local import LocalEngine
@@ -61,10 +68,10 @@ def open_engine(
 
         yield VllmEngine.load(str(resolve(model)))
     else:
-        here = _endpoint(backend, api_key_env)
+        here = _endpoint(backend, source.api_key_env)
         from forethought.sampling.openai import Limits, OpenAIEngine
 
-        with OpenAIEngine(here, model, limits=Limits(max_concurrent=concurrency)) as engine:
+        with OpenAIEngine(here, model, limits=Limits(max_concurrent=source.concurrency)) as engine:
             yield engine
             _warn(engine.failures, engine.traffic.num_unmetered, engine.traffic.num_lost)
 

@@ -16,8 +16,8 @@ from forethought.cli.backend import (
     ApiKeyEnv,
     Backend,
     Concurrency,
+    Source,
     open_engine,
-    require_model,
 )
 from forethought.cli.console import Progress, console, format_seconds, print_json
 from forethought.errors import UserError
@@ -40,6 +40,15 @@ def eval_command(
     max_tokens: Annotated[int, typer.Option(min=1, help="Longest completion, in tokens.")] = 256,
     seed: Annotated[int, typer.Option(min=0, help="Fixes every draw.")] = 0,
     against: Annotated[str | None, typer.Option(help="A second model, paired by problem.")] = None,
+    strategy: Annotated[
+        list[str] | None, typer.Option(help="A strategy to measure; give several to compare.")
+    ] = None,
+    budget: Annotated[
+        str | None, typer.Option(help="With --strategy: tokens a problem, as in 256,1024.")
+    ] = None,
+    prices: Annotated[
+        Path | None, typer.Option(help="With --strategy: TOML table of prices of tokens.")
+    ] = None,
     backend: Backend = None,
     api_key_env: ApiKeyEnv = None,
     concurrency: Concurrency = DEFAULT_CONCURRENCY,
@@ -50,19 +59,34 @@ def eval_command(
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")] = False,
 ) -> None:
     """Measure a model on a task: accuracy, pass@k, majority@k, length, with 95% intervals."""
-    from forethought.evaluation.evaluate import compare
     from forethought.tasks.base import load_task
 
+    given_temperature = temperature
     temperature = _temperature(temperature, samples)
     if not 0 < top_p <= 1:
         raise UserError(f"--top-p {top_p} must be above 0 and at most 1")
     names = [model] if against is None else [model, against]
-    for name in names:
-        require_model(name, backend, api_key_env)
+    sources = [Source(name, backend, api_key_env, concurrency) for name in names]
+    for source in sources:
+        source.check()  # a wrong name fails before torch is imported
     # The problems do not depend on --seed, so that runs with other draws can be paired.
     problems = load_task(task, split=split, size=limit)
-    is_new = out is not None and not out.exists()
-    files = [] if out is None else _prepare(out, len(names), force)
+    if strategy:
+        _refuse(samples=samples > 1, against=against is not None)
+        if out is not None:
+            _prepare(out, 1, force)
+        from forethought.cli.eval_strategies import eval_strategies
+        from forethought.types import SamplingParams
+
+        warm = 1.0 if given_temperature is None else given_temperature
+        params = SamplingParams(max_tokens=max_tokens, temperature=warm, top_p=top_p, seed=seed)
+        eval_strategies(
+            sources[0], problems, strategy, budget, params,
+            limit=limit, prices=prices, out=out, as_json=as_json,
+        )  # fmt: skip
+        return
+    if budget is not None or prices is not None:
+        raise UserError("--budget and --prices go with --strategy: name one, such as majority:n=8")
     sampling: dict[str, Any] = {
         "num_samples": samples,
         "temperature": temperature,
@@ -71,20 +95,39 @@ def eval_command(
         "seed": seed,
         "limit": limit,
     }
+    _eval_models(sources, problems, split, sampling, out=out, force=force, as_json=as_json)
+
+
+def _eval_models(
+    sources: Sequence[Source],
+    problems: Task,
+    split: str,
+    sampling: dict[str, Any],
+    *,
+    out: Path | None,
+    force: bool,
+    as_json: bool,
+) -> None:
+    """Measure one model, or two paired by problem, and show or write what was found."""
+    from forethought.evaluation.evaluate import compare
+
+    is_new = out is not None and not out.exists()
+    files = [] if out is None else _prepare(out, len(sources), force)
     try:
-        evaluations = []
-        for name in names:
-            with open_engine(name, backend, api_key_env, concurrency) as engine:
-                evaluations.append(_evaluate(engine, name, problems, sampling, is_quiet=as_json))
+        evaluations = [_evaluate(s, problems, sampling, is_quiet=as_json) for s in sources]
     except BaseException:
         if out is not None and is_new:
             with contextlib.suppress(OSError):
                 out.rmdir()  # nothing was measured: leave nothing
         raise
-    summary: dict[str, Any] = {"model": model, "split": split, **evaluations[0].summary()}
-    if against is not None:
+    summary: dict[str, Any] = {
+        "model": sources[0].model,
+        "split": split,
+        **evaluations[0].summary(),
+    }
+    if len(sources) > 1:
         difference = compare(evaluations[1], evaluations[0])
-        summary["against"] = {"model": against, **evaluations[1].summary()}
+        summary["against"] = {"model": sources[1].model, **evaluations[1].summary()}
         summary["difference"] = _interval(difference.mean, difference.low, difference.high)
     if out is not None:
         _write(out, files, evaluations, summary)
@@ -92,6 +135,13 @@ def eval_command(
         print_json(summary)
     else:
         _show(summary, out)
+
+
+def _refuse(**given: bool) -> None:
+    """Raise UserError for an option that does not go with --strategy."""
+    for name, is_given in given.items():
+        if is_given:
+            raise UserError(f"--{name} does not go with --strategy: leave one of the two out")
 
 
 def _temperature(given: float | None, num_samples: int) -> float:
@@ -108,14 +158,17 @@ def _temperature(given: float | None, num_samples: int) -> float:
 
 
 def _evaluate(
-    engine: Engine, name: str, task: Task, sampling: dict[str, Any], *, is_quiet: bool
+    source: Source, task: Task, sampling: dict[str, Any], *, is_quiet: bool
 ) -> Evaluation:
     from forethought.evaluation.evaluate import evaluate
 
     limit = sampling["limit"]
     num_problems = len(task) if limit is None else min(limit, len(task))
     total = num_problems * sampling["num_samples"]
-    with Progress(f"eval {name}", total=total, quiet=is_quiet) as bar:
+    with (
+        open_engine(source) as engine,
+        Progress(f"eval {source.model}", total=total, quiet=is_quiet) as bar,
+    ):
         return evaluate(_Watched(engine, bar), task, **sampling)
 
 

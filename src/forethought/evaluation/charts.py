@@ -145,8 +145,16 @@ def spread(positions: Sequence[float], gap: float, low: float, high: float) -> l
     return placed
 
 
-def line_chart(title: str, lines: Iterable[Line], unit: Unit, *, from_zero: bool = True) -> Markup:
-    """An SVG of the lines over steps, each labelled with its last value at its right end.
+def line_chart(
+    title: str,
+    lines: Iterable[Line],
+    unit: Unit,
+    *,
+    from_zero: bool = True,
+    axis: str = "step",
+) -> Markup:
+    """An SVG of the lines over steps, or what else `axis` names, each labelled with its last value
+    at its right end.
 
     Fractions are drawn on 0 to 100%; other units from zero unless `from_zero` is False. Lines
     without points are left out; "" when none has any.
@@ -164,11 +172,11 @@ def line_chart(title: str, lines: Iterable[Line], unit: Unit, *, from_zero: bool
         f'<svg class="chart" viewBox="0 0 {_WIDTH:g} {_HEIGHT:g}" role="img"'
         f' aria-labelledby="{name}-t {name}-d">',
         f'<title id="{name}-t">{escape(title)}</title>',
-        f'<desc id="{name}-d">{escape(_describe(drawn, unit))}</desc>',
-        *_draw_axes(frame, unit),
+        f'<desc id="{name}-d">{escape(_describe(drawn, unit, axis))}</desc>',
+        *_draw_axes(frame, unit, axis),
         *(_draw_band(line, frame) for line in on_top),
         *(_draw_line(line, frame) for line in on_top),
-        *(_draw_dots(line, frame, unit) for line in on_top),
+        *(_draw_dots(line, frame, unit, axis) for line in on_top),
         *_draw_labels(drawn, labels, frame),
         "</svg>",
     ]
@@ -197,18 +205,18 @@ def _make_frame(lines: Sequence[Line], unit: Unit, from_zero: bool, right: float
     )
 
 
-def _describe(lines: Sequence[Line], unit: Unit) -> str:
+def _describe(lines: Sequence[Line], unit: Unit, axis: str) -> str:
     def one(line: Line) -> str:
         first, last = line.points[0], line.points[-1]
         return (
-            f"{line.name}: {write_value(first.value, unit)} at step {first.step:g},"
-            f" {write_value(last.value, unit)} at step {last.step:g}."
+            f"{line.name}: {write_value(first.value, unit)} at {axis} {first.step:g},"
+            f" {write_value(last.value, unit)} at {axis} {last.step:g}."
         )
 
     return " ".join(one(line) for line in lines)
 
 
-def _draw_axes(frame: _Frame, unit: Unit) -> list[str]:
+def _draw_axes(frame: _Frame, unit: Unit, axis: str) -> list[str]:
     gap, below = frame.y_ticks[1] - frame.y_ticks[0], _HEIGHT - _BOTTOM + 17
     parts = []
     for index, tick in enumerate(frame.y_ticks):
@@ -223,7 +231,9 @@ def _draw_axes(frame: _Frame, unit: Unit) -> list[str]:
             f'<text class="tick" text-anchor="middle" x="{frame.x(step):.1f}"'
             f' y="{below:.1f}">{step:,.0f}</text>'
         )
-    parts.append(f'<text class="tick" x="{frame.right + 24:.1f}" y="{below:.1f}">step</text>')
+    parts.append(
+        f'<text class="tick" x="{frame.right + 24:.1f}" y="{below:.1f}">{escape(axis)}</text>'
+    )
     return parts
 
 
@@ -258,14 +268,14 @@ def _draw_line(line: Line, frame: _Frame) -> str:
     return f'<polyline class="line{dense} s{line.color}" points="{path}"/>'
 
 
-def _draw_dots(line: Line, frame: _Frame, unit: Unit) -> str:
+def _draw_dots(line: Line, frame: _Frame, unit: Unit, axis: str) -> str:
     """Visible dots where points are few; invisible ones that carry a tooltip up to a limit."""
     points = line.points if len(line.points) <= _MAX_HOVERS else line.points[-1:]
     parts = []
     for point in points:
         seen = len(line.points) <= _MAX_DOTS or point is line.points[-1]
         look = f'class="f{line.color}" r="3"' if seen else 'class="hover" r="6"'
-        hint = f"{line.name} at step {point.step:g}: {write_value(point.value, unit)}"
+        hint = f"{line.name} at {axis} {point.step:g}: {write_value(point.value, unit)}"
         if point.low is not None and point.high is not None:
             hint += f" ({write_value(point.low, unit)} {DASH} {write_value(point.high, unit)})"
         parts.append(

@@ -25,6 +25,7 @@ from forethought.evaluation.report_input import (
     number,
     read_run_folder,
 )
+from forethought.evaluation.report_sweep import sweep_of
 from forethought.evaluation.report_traces import clean, printable, split_thinking, traces_of
 from forethought.evaluation.units import DASH, Unit, write_difference, write_value
 from forethought.models.resolve import stage_folders
@@ -32,7 +33,7 @@ from forethought.models.resolve import stage_folders
 MAX_RESULT_ROWS = 50
 MAX_RESULT_COLUMNS = 8
 _LONG_COLUMNS = ("texts", "votes")
-_LAID_OUT_KEYS = ("title", "note", "table", "strategies", "families", "traces")
+_LAID_OUT_KEYS = ("title", "note", "table", "strategies", "families", "traces", "curves", "pairs")
 _SHARE_NAMES = ("accuracy", "low", "high", "pass at", "majority at", "truncated", "statuses")
 _TIME_NAMES = {
     "sample": "sampling",
@@ -85,6 +86,7 @@ def _page(run: RunFolder) -> dict[str, object]:
         "figures": _figures(summary),
         "strategies": [_compared(row) for row in mappings(summary.get("strategies"))],
         "families": [_compared(row) for row in mappings(summary.get("families"))],
+        "sweep": sweep_of(summary),
         "learning": report_curves.draw(report_curves.LEARNING, run.series),
         "signal": report_curves.draw(report_curves.SIGNAL, run.series),
         "times": _time_bars(run),
