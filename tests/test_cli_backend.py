@@ -64,6 +64,39 @@ def test_problems_the_server_fails_on_are_ungraded_and_said_to_be(
     assert "1 requests were given up" in shown.err
 
 
+def test_a_strategy_under_a_budget_on_a_server_that_fails(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    faults = iter([Fault.BUSY, Fault.CUT])
+
+    def plan(_call: int, body: Body) -> Fault:
+        is_probe = body["messages"][-1]["content"] == "Hello"
+        return Fault.NONE if is_probe else next(faults, Fault.NONE)
+
+    command = ["ask", "2 + 3?", "--strategy", "majority:n=4", "--budget", "400", "--json"]
+    command += ["--max-tokens", "20"]
+    with FaultServer(plan, say=says_five) as server:
+        code = main([*command, "--backend", server.url, "--model", "fake"])
+    found = json.loads(capsys.readouterr().out)
+    assert code == 0
+    assert found["answer"] == "5"
+    assert found["votes"] == [{"answer": "5", "count": 4, "weight": 4.0}]
+    usage, answered = found["usage"], [b for b in server.counted.bodies if "n" in b][-1]
+    assert answered["n"] == 4
+    assert (usage["num_calls"], usage["num_retries"]) == (1, 2)
+    assert (usage["prompt_tokens"], usage["sampled_tokens"]) == (3 + 4 + 2, 20)
+
+
+def test_strategies_are_compared_on_a_server(capsys: pytest.CaptureFixture[str]) -> None:
+    command = ["eval", "--model", "fake", "--task", "sum", "--limit", "4", "--json"]
+    command += ["--strategy", "sample", "--strategy", "majority:n=3", "--budget", "64,512"]
+    with FaultServer(say=says_five) as server:
+        assert main([*command, "--backend", server.url]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert len(found["curves"]) == 4
+    assert all(row["total_tokens"] <= row["budget"] for row in found["curves"])
+
+
 @pytest.mark.parametrize(
     ("options", "words"),
     [
