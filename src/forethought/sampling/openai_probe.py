@@ -10,14 +10,14 @@ from __future__ import annotations
 import re
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, TypeVar
 
 from forethought.sampling.openai_client import ServerError
 from forethought.sampling.openai_reply import Reply
 
 MAX_TOP_LOGPROBS = 20  # of OpenAI's API
 _WORD = "Hello"
-_REFUSED = (400, 422)
+_REFUSED = (400, 422, 501)
 
 # Every field that some server does not know, as the probe asks for it.
 _OPTIONAL = {"n": 2, "seed": 1, "logprobs": True, "top_logprobs": 2, "return_token_ids": True}
@@ -25,6 +25,7 @@ _OPTIONAL = {"n": 2, "seed": 1, "logprobs": True, "top_logprobs": 2, "return_tok
 STREAM_OPTIONS = {"include_usage": True, "continuous_usage_stats": True}
 CONTINUE = {"add_generation_prompt": False, "continue_final_message": True}
 
+Found = TypeVar("Found")
 Ask = Callable[[Mapping[str, Any]], Awaitable[Reply]]
 AskLive = Callable[[Mapping[str, Any]], Awaitable[bool]]
 
@@ -64,7 +65,7 @@ async def probe(ask: Ask, ask_live: AskLive, model: str) -> Traits:
     return replace(
         traits,
         prefix=await _continues(ask, base),
-        live_counts=await _or_false(ask_live(live)),
+        live_counts=bool(await _unless_refused(ask_live(live))),
     )
 
 
@@ -111,27 +112,20 @@ def _read_traits(accepted: Mapping[str, Any], reply: Reply) -> Traits:
 async def _continues(ask: Ask, base: Mapping[str, Any]) -> bool:
     """Whether a last message of the assistant's is gone on with. A server that does so leaves out
     the end of that turn and the start of the next: the prompt is shorter."""
-    messages = [*base["messages"], {"role": "assistant", "content": _WORD}]
-    body = {**base, "messages": messages}
-    try:
-        closed: int | None = (await ask(body)).counts.prompt
-    except ServerError as error:
-        if error.status not in _REFUSED:
-            raise
+    body = {**base, "messages": [*base["messages"], {"role": "assistant", "content": _WORD}]}
+    closed = await _unless_refused(ask(body))
+    going_on = await _unless_refused(ask(body | CONTINUE))
+    if closed is None or going_on is None:
         return False
-    try:
-        going_on = (await ask(body | CONTINUE)).counts.prompt
-    except ServerError as error:
-        if error.status not in _REFUSED:
-            raise
-        return False
-    return closed is not None and going_on is not None and going_on < closed
+    shorter, longer = going_on.counts.prompt, closed.counts.prompt
+    return shorter is not None and longer is not None and shorter < longer
 
 
-async def _or_false(found: Awaitable[bool]) -> bool:
+async def _unless_refused(found: Awaitable[Found]) -> Found | None:
+    """What is found; None when the server refuses the call."""
     try:
         return await found
     except ServerError as error:
         if error.status not in _REFUSED:
             raise
-        return False
+        return None
