@@ -87,6 +87,18 @@ def test_a_strategy_under_a_budget_on_a_server_that_fails(
     assert (usage["prompt_tokens"], usage["sampled_tokens"]) == (3 + 4 + 2, 20)
 
 
+def test_what_a_server_does_not_count_is_said(capsys: pytest.CaptureFixture[str]) -> None:
+    bare = Dialect(n=False, seed=False, logprobs=False, usage=False)
+    command = ["ask", "2 + 3?", "--model", "fake", "--json", "--backend"]
+    with FaultServer(say=says_five, dialect=bare) as server:
+        assert main([*command, server.url]) == 0
+        shown = capsys.readouterr()
+        assert json.loads(shown.out)["usage"]["sampled_tokens"] == 0
+        assert "the server did not count the tokens of" in shown.err
+        assert main([*command, server.url, "--budget", "500"]) == 2
+    assert "no budget of tokens can be kept on it" in capsys.readouterr().err
+
+
 def test_strategies_are_compared_on_a_server(capsys: pytest.CaptureFixture[str]) -> None:
     command = ["eval", "--model", "fake", "--task", "sum", "--limit", "4", "--json"]
     command += ["--strategy", "sample", "--strategy", "majority:n=3", "--budget", "64,512"]
