@@ -17,9 +17,11 @@ from pydantic.fields import FieldInfo
 
 from forethought import schema
 from forethought.config import STAGES, parse_recipe
+from forethought.evaluation.curves import ledger_of
 from forethought.evaluation.evaluate import Evaluation, ProblemResult
 from forethought.grading.rewards import dry_run_reward, load_reward
 from forethought.run import Run
+from forethought.strategies.registry import STRATEGIES, options_of
 from forethought.tasks.base import FAMILIES
 from forethought.tasks.gym import NUMBER_FAMILIES, TEXT_FAMILIES
 from forethought.tasks.problems import Arithmetic, Family
@@ -182,6 +184,32 @@ def test_every_field_of_an_evaluation_is_described() -> None:
     assert {cells[0] for cells in rows(section(text, "results.jsonl"))} == {
         *ProblemResult.__dataclass_fields__
     }
+
+
+def test_every_strategy_and_option_is_described_with_its_default() -> None:
+    text = read("strategies.md")
+    described = {cells[0] for cells in rows(section(text, "The strategies"))}
+    assert described == STRATEGIES.keys()
+    options = {(cells[1], cells[0]): cells[2] for cells in rows(section(text, "Options"))}
+    expected = {
+        (name, option): default
+        for name in STRATEGIES
+        for option, default in options_of(name).items()
+    }
+    assert options.keys() == expected.keys()
+    for key, default in expected.items():
+        shown = "none" if default is None else "1" if default is True else str(default)
+        assert options[key] == shown, key
+
+
+def test_every_field_of_the_ledger_is_described() -> None:
+    described = {cells[0] for cells in rows(section(read("strategies.md"), "The ledger"))}
+    assert described == ledger_of(Usage()).keys()
+
+
+def test_the_example_of_a_strategy_works() -> None:
+    names = run_example(example("strategies.md", "my_strategy.py"))
+    assert names["solution"].answer == "4"
 
 
 def test_every_estimator_is_described() -> None:

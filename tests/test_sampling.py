@@ -16,9 +16,11 @@ from forethought.errors import EngineError
 from forethought.models.heads import token_logprobs
 from forethought.sampling.cache import TESTED_FAMILIES
 from forethought.sampling.local import LocalEngine
+from forethought.sampling.rows import num_reasoning
 from forethought.types import (
     Capabilities,
     Completion,
+    CountsPrompts,
     Engine,
     FinishReason,
     Request,
@@ -343,7 +345,80 @@ def test_no_requests_no_completions() -> None:
 def test_it_is_an_engine() -> None:
     engine = make_engine()
     assert isinstance(engine, Engine)
-    assert engine.capabilities == Capabilities(prefix=True, logprobs=True, n=True, seed=True)
+    assert engine.capabilities == Capabilities(
+        prefix=True, logprobs=True, n=True, seed=True, confidences=True, aborts=True, streams=True,
+        context=llama().config.max_position_embeddings,
+    )  # fmt: skip
+    assert isinstance(engine, CountsPrompts)
+
+
+# What strategies ask for
+
+
+def test_siblings_asked_for_later_are_those_of_one_request() -> None:
+    prompt = prompt_of(5)
+    whole = make_engine().generate([Request(prompt_ids=prompt, params=sampled(n=5, seed=3))])[0]
+    later = sampled(n=2, seed=3, first_sibling=3)
+    rest = make_engine().generate([Request(prompt_ids=prompt, params=later)])[0]
+    assert [c.token_ids for c in rest] == [c.token_ids for c in whole[3:]]
+
+
+def test_confidences_are_those_of_a_plain_forward_pass() -> None:
+    prompt = prompt_of(5)
+    completion = one(make_engine(), Request(prompt_ids=prompt, params=sampled(top_logprobs=7)))
+    with torch.no_grad():
+        ids = torch.tensor([[*prompt, *completion.token_ids]])
+        logprobs = llama()(ids).logits.float().log_softmax(-1)[0, len(prompt) - 1 : -1]
+    expected = -logprobs.topk(7, dim=-1).values.mean(-1)
+    assert completion.confidences == pytest.approx(expected.tolist(), abs=1e-4)
+    assert one(make_engine(), Request(prompt_ids=prompt, params=sampled())).confidences == ()
+
+
+def test_a_row_is_aborted_when_its_window_falls_below_the_threshold() -> None:
+    request = Request(prompt_ids=prompt_of(5), params=sampled(top_logprobs=5))
+    free = one(make_engine(), request)
+    window = 4
+    means = [
+        sum(free.confidences[i : i + window]) / window
+        for i in range(len(free.confidences) - window + 1)
+    ]
+    lowest = min(means)
+    params = sampled(top_logprobs=5, min_confidence=lowest + 1e-4, confidence_window=window)
+    cut = one(make_engine(), Request(prompt_ids=prompt_of(5), params=params))
+    place = next(i for i, mean in enumerate(means) if mean < lowest + 1e-4)
+    assert cut.finish_reason is FinishReason.ABORTED
+    assert cut.token_ids == free.token_ids[: place + window]
+    assert cut.usage.discarded_tokens == cut.usage.cancelled_tokens == len(cut.token_ids)
+    safe = sampled(top_logprobs=5, min_confidence=lowest - 1e-4, confidence_window=window)
+    whole = one(make_engine(), Request(prompt_ids=prompt_of(5), params=safe))
+    assert whole.token_ids == free.token_ids and whole.usage.discarded_tokens == 0
+
+
+def test_a_completion_ends_when_its_time_is_over() -> None:
+    params = sampled(max_tokens=40, max_seconds=1e-9)
+    completion = one(make_engine(), Request(prompt_ids=prompt_of(5), params=params))
+    assert completion.finish_reason is FinishReason.BUDGET and len(completion.token_ids) == 1
+
+
+def test_prompts_are_counted_as_they_are_sampled() -> None:
+    request = Request(prompt_ids=prompt_of(9), params=greedy(1))
+    assert (
+        make_engine().count_prompt(request) == 9 == one(make_engine(), request).usage.prompt_tokens
+    )
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [("a b", 0), ("<think>a</think>b", 16), ("<think>a", 8), ("a</think><think>b", 17)],
+)
+def test_reasoning_is_what_stands_up_to_the_closing_tag(text: str, expected: int) -> None:
+    def decode(ids: Sequence[int]) -> str:
+        return "".join(map(chr, ids))
+
+    ids = list(map(ord, text))
+    assert num_reasoning(ids, text, "", decode) == expected
+    if "<think>" not in text:
+        assert num_reasoning(ids, text, "<think>", decode) == len(ids)
 
 
 # How a completion ends

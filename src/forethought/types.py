@@ -155,7 +155,7 @@ class Usage:
     cancelled_tokens: int = 0  # of discarded_tokens, those of completions aborted before their end
     verifier_tokens: int = 0  # of all tokens, those of requests that judge
     num_calls: int = 0
-    num_retries: int = 0  # calls made again after a failure, counted in num_calls once
+    num_retries: int = 0  # calls made again after a failure
     seconds: float = 0.0  # summed over completions
     wall_seconds: float = 0.0  # by the clock on the wall
     peak_context: int = 0  # prompt and completion of the longest row

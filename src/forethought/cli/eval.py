@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -61,7 +61,7 @@ def eval_command(
     """Measure a model on a task: accuracy, pass@k, majority@k, length, with 95% intervals."""
     from forethought.tasks.base import load_task
 
-    given_temperature = temperature
+    warm = 1.0 if temperature is None else temperature
     temperature = _temperature(temperature, samples)
     if not 0 < top_p <= 1:
         raise UserError(f"--top-p {top_p} must be above 0 and at most 1")
@@ -73,20 +73,21 @@ def eval_command(
     problems = load_task(task, split=split, size=limit)
     if strategy:
         _refuse(samples=samples > 1, against=against is not None)
-        if out is not None:
-            _prepare(out, 1, force)
+    elif budget is not None or prices is not None:
+        raise UserError("--budget and --prices go with --strategy: name one, such as majority:n=8")
+    is_new = out is not None and not out.exists()
+    files = [] if out is None else _prepare(out, len(names), force)
+    if strategy:
         from forethought.cli.eval_strategies import eval_strategies
         from forethought.types import SamplingParams
 
-        warm = 1.0 if given_temperature is None else given_temperature
         params = SamplingParams(max_tokens=max_tokens, temperature=warm, top_p=top_p, seed=seed)
-        eval_strategies(
-            sources[0], problems, strategy, budget, params,
-            limit=limit, prices=prices, out=out, as_json=as_json,
-        )  # fmt: skip
+        with _leaving_nothing(out if is_new else None):
+            eval_strategies(
+                sources[0], problems, strategy, budget, params,
+                limit=limit, prices=prices, out=out, as_json=as_json,
+            )  # fmt: skip
         return
-    if budget is not None or prices is not None:
-        raise UserError("--budget and --prices go with --strategy: name one, such as majority:n=8")
     sampling: dict[str, Any] = {
         "num_samples": samples,
         "temperature": temperature,
@@ -95,31 +96,23 @@ def eval_command(
         "seed": seed,
         "limit": limit,
     }
-    _eval_models(sources, problems, split, sampling, out=out, force=force, as_json=as_json)
+    with _leaving_nothing(out if is_new else None):
+        evaluations = [_evaluate(s, problems, sampling, is_quiet=as_json) for s in sources]
+    _tell(sources, split, evaluations, files, out, as_json=as_json)
 
 
-def _eval_models(
+def _tell(
     sources: Sequence[Source],
-    problems: Task,
     split: str,
-    sampling: dict[str, Any],
-    *,
+    evaluations: list[Evaluation],
+    files: list[Path],
     out: Path | None,
-    force: bool,
+    *,
     as_json: bool,
 ) -> None:
-    """Measure one model, or two paired by problem, and show or write what was found."""
+    """Show and write what was measured of one model, or of two paired by problem."""
     from forethought.evaluation.evaluate import compare
 
-    is_new = out is not None and not out.exists()
-    files = [] if out is None else _prepare(out, len(sources), force)
-    try:
-        evaluations = [_evaluate(s, problems, sampling, is_quiet=as_json) for s in sources]
-    except BaseException:
-        if out is not None and is_new:
-            with contextlib.suppress(OSError):
-                out.rmdir()  # nothing was measured: leave nothing
-        raise
     summary: dict[str, Any] = {
         "model": sources[0].model,
         "split": split,
@@ -135,6 +128,18 @@ def _eval_models(
         print_json(summary)
     else:
         _show(summary, out)
+
+
+@contextlib.contextmanager
+def _leaving_nothing(folder: Path | None) -> Iterator[None]:
+    """Remove the folder, which this command made, when nothing was measured to put in it."""
+    try:
+        yield
+    except BaseException:
+        if folder is not None:
+            with contextlib.suppress(OSError):
+                folder.rmdir()
+        raise
 
 
 def _refuse(**given: bool) -> None:

@@ -147,11 +147,11 @@ def sweep(
 
 
 def compare_cells(cells: Sequence[Cell]) -> list[Pair]:
-    """Every two strategies under the same budget."""
+    """Every two strategies under the same budget that have graded problems in common."""
     return [
         compare(first, second)
         for first, second in combinations(cells, 2)
-        if first.budget == second.budget
+        if first.budget == second.budget and first.correct.keys() & second.correct.keys()
     ]
 
 

@@ -7,6 +7,7 @@ for ever, and stop at a given confidence. Pure functions on the counts of votes.
 from __future__ import annotations
 
 import math
+from bisect import bisect_left
 from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache
 
@@ -66,7 +67,8 @@ def least_more(counts: Sequence[int], rule: str, confidence: float, most: int) -
     for the leader. So votes can be asked for that many at a time, and not one is asked for that
     asking one by one would have saved. 0 when it is satisfied."""
     first, *others = sorted(counts, reverse=True) or [0]
-    for more in range(most):
-        if RULES[rule]([first + more, *others]) >= confidence:
-            return more
-    return most
+
+    def is_enough(more: int) -> bool:
+        return RULES[rule]([first + more, *others]) >= confidence
+
+    return bisect_left(range(most), True, key=is_enough)
