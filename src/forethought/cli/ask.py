@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from forethought.cli.backend import ApiKeyEnv, Backend, Source, open_engine
 from forethought.cli.console import console, format_seconds, print_json, printable
 from forethought.errors import UserError
 
 if TYPE_CHECKING:
-    from forethought.sampling.local import LocalEngine
-    from forethought.types import Completion, Request
+    from forethought.types import Completion
 
 
 def ask_command(
@@ -33,6 +33,8 @@ def ask_command(
     ] = None,
     prices: Annotated[Path | None, typer.Option(help="TOML table of prices of tokens.")] = None,
     seed: Annotated[int, typer.Option(min=0, help="Fixes every draw.")] = 0,
+    backend: Backend = None,
+    api_key_env: ApiKeyEnv = None,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")] = False,
 ) -> None:
     """Ask a model one question and show how it came to its answer."""
@@ -45,13 +47,17 @@ def ask_command(
         raise UserError(f"--temperature {temperature} must be a finite number of at least 0")
     params = SamplingParams(max_tokens=max_tokens, temperature=temperature, seed=seed)
     message = Message(role="user", content=read_question(question))
+    source = Source(model, backend, api_key_env)
     if not is_plain:
         from forethought.cli.ask_strategy import ask_by_strategy
 
         spec = strategy or ("greedy" if temperature == 0 else "sample")
-        ask_by_strategy(model, message, params, spec, budget, prices, as_json=as_json)
+        ask_by_strategy(source, message, params, spec, budget, prices, as_json=as_json)
         return
-    completion, seconds = _complete(model, Request(messages=(message,), params=params))
+    with open_engine(source) as engine:
+        start = time.perf_counter()
+        completion = engine.generate([Request(messages=(message,), params=params)])[0][0]
+        seconds = time.perf_counter() - start
     result = describe(completion, seconds)
     if as_json:
         print_json(result)
@@ -86,26 +92,6 @@ def describe(completion: Completion, seconds: float) -> dict[str, Any]:
             "seconds": round(seconds, 4),
         },
     }
-
-
-def _complete(spec: str, request: Request) -> tuple[Completion, float]:
-    """The completion of `request` by the model `spec`, and the seconds of sampling alone."""
-    engine = local_engine(spec)
-    start = time.perf_counter()
-    completion = engine.generate([request])[0][0]
-    return completion, time.perf_counter() - start
-
-
-def local_engine(spec: str) -> LocalEngine:
-    """The engine of the model `spec`; a wrong name fails before torch is imported."""
-    from forethought.models.resolve import resolve
-
-    resolve(spec)
-    from forethought.models.load import load_model
-    from forethought.sampling.local import LocalEngine
-
-    loaded = load_model(spec)
-    return LocalEngine(loaded.model, loaded.tokenizer)
 
 
 def _show(result: dict[str, Any]) -> None:

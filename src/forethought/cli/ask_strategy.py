@@ -10,6 +10,7 @@ from forethought.cli.console import console, format_seconds, print_json, printab
 
 if TYPE_CHECKING:
     from forethought.budget import Prices
+    from forethought.cli.backend import Source
     from forethought.types import (
         Call,
         Completion,
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
 
 
 def ask_by_strategy(
-    model: str,
+    source: Source,
     message: Message,
     params: SamplingParams,
     spec: str,
@@ -34,16 +35,16 @@ def ask_by_strategy(
     """Answer one question by the strategy `spec` and print how. Raises UserError, and EngineError
     where the engine lacks what the strategy needs."""
     from forethought.budget import FREE, Budget, parse_budget
-    from forethought.cli.ask import local_engine
+    from forethought.cli.backend import open_engine
     from forethought.prices import load_prices
     from forethought.strategies.registry import parse_strategy
 
     parse_strategy(spec)  # mistakes fail before torch is imported
     limits = Budget() if budget is None else parse_budget(budget)
-    table = FREE if prices is None else load_prices(prices, model)
-    engine = local_engine(model)
-    solution = solve_one(engine, spec, message, params, limits, table, is_quiet=as_json)
-    result = describe_solution(spec, solution, engine.capabilities.context)
+    table = FREE if prices is None else load_prices(prices, source.model)
+    with open_engine(source) as engine:
+        solution = solve_one(engine, spec, message, params, limits, table, is_quiet=as_json)
+        result = describe_solution(spec, solution, engine.capabilities.context)
     if as_json:
         print_json(result)
     else:

@@ -17,7 +17,9 @@ EXTRAS = {
     "fast": ("numba", "numba", "faster sampling on CPUs"),
     "gguf": ("gguf", "gguf", "fetching models that ship as GGUF"),
     "gym": ("reasoning_gym", "reasoning-gym", "the task families of reasoning-gym"),
+    "openai": ("httpx2", "httpx2", "sampling on a server, --backend URL"),
     "parquet": ("pyarrow", "pyarrow", "tasks in Parquet files"),
+    "vllm": ("vllm", "vllm", "sampling with vLLM in this process, --backend vllm"),
 }
 SMALLEST_FREE_BYTES = 2 << 30
 

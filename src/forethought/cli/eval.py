@@ -11,13 +11,20 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from forethought.cli.backend import (
+    DEFAULT_CONCURRENCY,
+    ApiKeyEnv,
+    Backend,
+    Concurrency,
+    Source,
+    open_engine,
+)
 from forethought.cli.console import Progress, console, format_seconds, note, print_json
 from forethought.errors import UserError
 
 if TYPE_CHECKING:
     from forethought.evaluation.evaluate import Evaluation
-    from forethought.sampling.local import LocalEngine
-    from forethought.types import Capabilities, Completion, Request, Task
+    from forethought.types import Capabilities, Completion, Engine, Request, Task
 
 
 def eval_command(
@@ -42,6 +49,9 @@ def eval_command(
     prices: Annotated[
         Path | None, typer.Option(help="With --strategy: TOML table of prices of tokens.")
     ] = None,
+    backend: Backend = None,
+    api_key_env: ApiKeyEnv = None,
+    concurrency: Concurrency = DEFAULT_CONCURRENCY,
     out: Annotated[
         Path | None, typer.Option(help="Folder for results.jsonl and summary.json.")
     ] = None,
@@ -49,8 +59,6 @@ def eval_command(
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")] = False,
 ) -> None:
     """Measure a model on a task: accuracy, pass@k, majority@k, length, with 95% intervals."""
-    from forethought.evaluation.evaluate import compare
-    from forethought.models.resolve import resolve
     from forethought.tasks.base import load_task
     from forethought.tasks.check import find_faults
 
@@ -59,8 +67,9 @@ def eval_command(
     if not 0 < top_p <= 1:
         raise UserError(f"--top-p {top_p} must be above 0 and at most 1")
     names = [model] if against is None else [model, against]
-    for name in names:
-        resolve(name)  # a wrong name fails before torch is imported
+    sources = [Source(name, backend, api_key_env, concurrency) for name in names]
+    for source in sources:
+        source.check()  # a wrong name fails before torch is imported
     # The problems do not depend on --seed, so that runs with other draws can be paired.
     problems = load_task(task, split=split, size=limit)
     if faults := find_faults(problems):
@@ -78,7 +87,7 @@ def eval_command(
         params = SamplingParams(max_tokens=max_tokens, temperature=warm, top_p=top_p, seed=seed)
         with _leaving_nothing(out if is_new else None):
             eval_strategies(
-                model, problems, strategy, budget, params,
+                sources[0], problems, strategy, budget, params,
                 limit=limit, prices=prices, out=out, as_json=as_json,
             )  # fmt: skip
         return
@@ -91,11 +100,30 @@ def eval_command(
         "limit": limit,
     }
     with _leaving_nothing(out if is_new else None):
-        evaluations = [_evaluate(name, problems, sampling, is_quiet=as_json) for name in names]
-    summary: dict[str, Any] = {"model": model, "split": split, **evaluations[0].summary()}
-    if against is not None:
+        evaluations = [_evaluate(s, problems, sampling, is_quiet=as_json) for s in sources]
+    _tell(sources, split, evaluations, files, out, as_json=as_json)
+
+
+def _tell(
+    sources: Sequence[Source],
+    split: str,
+    evaluations: list[Evaluation],
+    files: list[Path],
+    out: Path | None,
+    *,
+    as_json: bool,
+) -> None:
+    """Show and write what was measured of one model, or of two paired by problem."""
+    from forethought.evaluation.evaluate import compare
+
+    summary: dict[str, Any] = {
+        "model": sources[0].model,
+        "split": split,
+        **evaluations[0].summary(),
+    }
+    if len(sources) > 1:
         difference = compare(evaluations[1], evaluations[0])
-        summary["against"] = {"model": against, **evaluations[1].summary()}
+        summary["against"] = {"model": sources[1].model, **evaluations[1].summary()}
         summary["difference"] = _interval(difference.mean, difference.low, difference.high)
     if out is not None:
         _write(out, files, evaluations, summary)
@@ -137,34 +165,37 @@ def _temperature(given: float | None, num_samples: int) -> float:
     return given
 
 
-def _evaluate(name: str, task: Task, sampling: dict[str, Any], *, is_quiet: bool) -> Evaluation:
+def _evaluate(
+    source: Source, task: Task, sampling: dict[str, Any], *, is_quiet: bool
+) -> Evaluation:
     from forethought.evaluation.evaluate import evaluate
-    from forethought.models.load import load_model
-    from forethought.sampling.local import LocalEngine
 
-    loaded = load_model(name)
-    engine = LocalEngine(loaded.model, loaded.tokenizer)
     limit = sampling["limit"]
     num_problems = len(task) if limit is None else min(limit, len(task))
     total = num_problems * sampling["num_samples"]
-    with Progress(f"eval {name}", total=total, quiet=is_quiet) as bar:
+    with (
+        open_engine(source) as engine,
+        Progress(f"eval {source.model}", total=total, quiet=is_quiet) as bar,
+    ):
         return evaluate(_Watched(engine, bar), task, **sampling)
 
 
 class _Watched:
     """An engine whose progress shows: `bar` counts the completions that have ended."""
 
-    def __init__(self, engine: LocalEngine, bar: Progress) -> None:
-        self._engine = engine
+    def __init__(self, engine: Engine, bar: Progress) -> None:
+        self._engine: Any = engine  # every engine here hears of completions as they end
         self._bar = bar
         self._num_done = 0
 
     @property
     def capabilities(self) -> Capabilities:
-        return self._engine.capabilities
+        capabilities: Capabilities = self._engine.capabilities
+        return capabilities
 
     def generate(self, requests: Sequence[Request]) -> list[list[Completion]]:
-        return self._engine.generate(requests, on_finish=self._count)
+        found: list[list[Completion]] = self._engine.generate(requests, on_finish=self._count)
+        return found
 
     def _count(self, _request_index: int, _completion: Completion) -> None:
         self._num_done += 1

@@ -11,11 +11,12 @@ from forethought.cli.console import Progress, console, print_json
 from forethought.errors import UserError
 
 if TYPE_CHECKING:
+    from forethought.cli.backend import Source
     from forethought.types import SamplingParams, Task
 
 
 def eval_strategies(
-    model: str,
+    source: Source,
     task: Task,
     specs: Sequence[str],
     budget: str | None,
@@ -28,7 +29,7 @@ def eval_strategies(
 ) -> None:
     """Measure every strategy under every budget and show the table. Raises UserError."""
     from forethought.budget import FREE
-    from forethought.cli.ask import local_engine
+    from forethought.cli.backend import open_engine
     from forethought.evaluation.curves import summarize, sweep
     from forethought.prices import load_prices
     from forethought.strategies.registry import parse_strategy
@@ -38,10 +39,12 @@ def eval_strategies(
     if len(set(specs)) < len(specs):
         raise UserError("--strategy names one strategy twice: name each once")
     budgets = read_budgets(budget)
-    table = FREE if prices is None else load_prices(prices, model)
-    engine = local_engine(model)
+    table = FREE if prices is None else load_prices(prices, source.model)
     total = len(specs) * len(budgets)
-    with Progress(f"eval {model}", total=total, quiet=as_json) as bar:
+    with (
+        open_engine(source) as engine,
+        Progress(f"eval {source.model}", total=total, quiet=as_json) as bar,
+    ):
         cells = sweep(
             engine,
             task,
@@ -52,7 +55,7 @@ def eval_strategies(
             prices=table,
             progress=lambda done, _total: bar.update(done, {}),
         )
-    summary = {"model": model, **summarize(task, cells)}
+    summary = {"model": source.model, **summarize(task, cells)}
     if out is not None:
         _write(task, cells, summary, out)
     if as_json:

@@ -7,6 +7,7 @@ import math
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
+from concurrent.futures import Future
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from statistics import fmean
@@ -231,7 +232,7 @@ def evaluate(
     if len(sampled) != size or any(len(siblings) != num_samples for siblings in sampled):
         raise EngineError(f"the engine did not return {num_samples} completions a problem")
     begun = [
-        [begin_task_grade(task, example, completion.text) for completion in siblings]
+        [_begin_grade(task, example, completion) for completion in siblings]
         for example, siblings in zip(examples, sampled, strict=True)
     ]
     watch = watch or GradeWatch(task.name)
@@ -304,9 +305,22 @@ def _problem_result(
         extracted=tuple(grade.extracted for grade in grades),
         votes=_votes(answers),
         texts=tuple(completion.text for completion in siblings),
-        num_tokens=tuple(len(completion.token_ids) for completion in siblings),
+        num_tokens=tuple(
+            # of a server that gives no token ids, what it gives
+            len(completion.token_ids) or len(completion.logprobs) or completion.usage.sampled_tokens
+            for completion in siblings
+        ),
         finish_reasons=tuple(completion.finish_reason for completion in siblings),
     )
+
+
+def _begin_grade(task: Task, example: Example, completion: Completion) -> Future[Grade]:
+    """A completion that never came says nothing of the model: its score is unknown."""
+    if completion.finish_reason is not FinishReason.ERROR:
+        return begin_task_grade(task, example, completion.text)
+    unknown: Future[Grade] = Future()
+    unknown.set_result(Grade(score=None, status=GradeStatus.ERROR))
+    return unknown
 
 
 def _votes(answers: Sequence[tuple[str | None, bool]]) -> tuple[str | None, ...]:

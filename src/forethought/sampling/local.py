@@ -16,7 +16,6 @@ from itertools import chain
 from typing import Any
 
 import torch
-from jinja2 import TemplateError
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
@@ -34,9 +33,10 @@ from forethought.sampling.cache import (
 from forethought.sampling.decoder import Decoder
 from forethought.sampling.draw import draw_tokens, row_uniforms
 from forethought.sampling.products import Weights
+from forethought.sampling.prompts import encode_prompt
 from forethought.sampling.rows import Batch, Prompt, Row
 from forethought.sampling.shared_cache import SharedCache
-from forethought.sampling.stopping import StopChecker, text_before, unopened
+from forethought.sampling.stopping import StopChecker, text_before
 from forethought.types import (
     Capabilities,
     Completion,
@@ -105,26 +105,8 @@ class LocalEngine:
         self.policy_version = policy_version
 
     def prompt_ids(self, request: Request) -> Prompt:
-        """The prompt's token ids: given, or from the chat template and the assistant's prefix.
-
-        The two are encoded apart, so that a prefix never changes the tokens before it; a think
-        block that the template has opened is not opened again. Raises EngineError when the
-        template refuses the messages.
-        """
-        if request.prompt_ids is not None:
-            return request.prompt_ids
-        messages: Any = [dict(message) for message in request.messages or ()]
-        try:
-            text = self.tokenizer.apply_chat_template(
-                messages,
-                tokenize=False,
-                add_generation_prompt=True,
-            )
-        except TemplateError as error:
-            raise EngineError(f"the model's chat template refuses the messages: {error}") from error
-        prefix = unopened(request.prefix, str(text))
-        parts = self.tokenizer([text, prefix], add_special_tokens=False)["input_ids"]
-        return tuple(chain.from_iterable(parts))
+        """The prompt's token ids: see `encode_prompt`."""
+        return encode_prompt(self.tokenizer, request)
 
     def count_prompt(self, request: Request) -> int:
         return len(self.prompt_ids(request))
