@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from transformers import PreTrainedTokenizerFast
 
 from forethought.models.tiny import train_tokenizer
-from forethought.sampling.stopping import StopChecker, is_looping, text_before
+from forethought.sampling.stopping import StopChecker, is_looping, text_before, unopened
 from forethought.types import FinishReason, SamplingParams
 
 
@@ -148,3 +148,19 @@ def test_boxes_pass_when_not_asked_to_stop() -> None:
 )
 def test_what_stopping_knows_of_the_prompt(prompt: str, prefix: str, before: str) -> None:
     assert text_before(prompt, prefix) == before
+
+
+@pytest.mark.parametrize(
+    ("prompt", "prefix", "expected"),
+    [
+        ("Ask?|", "<think>\nSo", "<think>\nSo"),
+        ("Ask?|<think>\n", "<think>\nSo", "So"),
+        ("Ask?|<think>", "<think>\nSo", "\nSo"),
+        ("Ask?|<think>\n", "So", "So"),
+        ("<think>|", "<think>So", "<think>So"),
+    ],
+)
+def test_a_think_block_that_the_prompt_opened_is_not_opened_twice(
+    prompt: str, prefix: str, expected: str
+) -> None:
+    assert unopened(prefix, prompt) == expected

@@ -8,14 +8,16 @@ from typing import Any
 from jinja2 import TemplateError
 
 from forethought.errors import EngineError
+from forethought.sampling.stopping import unopened
 from forethought.types import Request
 
 
 def encode_prompt(tokenizer: Any, request: Request) -> tuple[int, ...]:
     """The prompt's token ids: given, or from the chat template and the assistant's prefix.
 
-    The two are encoded apart, so that a prefix never changes the tokens before it. Raises
-    EngineError when the template refuses the messages.
+    The two are encoded apart, so that a prefix never changes the tokens before it; a think block
+    that the template has opened is not opened again. Raises EngineError when the template refuses
+    the messages.
     """
     if request.prompt_ids is not None:
         return request.prompt_ids
@@ -24,5 +26,6 @@ def encode_prompt(tokenizer: Any, request: Request) -> tuple[int, ...]:
         text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
     except TemplateError as error:
         raise EngineError(f"the model's chat template refuses the messages: {error}") from error
-    parts = tokenizer([text, request.prefix], add_special_tokens=False)["input_ids"]
+    prefix = unopened(request.prefix, str(text))
+    parts = tokenizer([text, prefix], add_special_tokens=False)["input_ids"]
     return tuple(chain.from_iterable(parts))

@@ -34,6 +34,14 @@ def text_before(prompt_text: str, prefix: str) -> str:
     return "" if has_closed_box(prefix) else prefix
 
 
+def unopened(prefix: str, prompt_text: str) -> str:
+    """The prefix without the think tag that a prompt ends with already."""
+    if prefix.startswith(THINK_OPEN) and prompt_text.rstrip().endswith(THINK_OPEN):
+        rest = prefix.removeprefix(THINK_OPEN)
+        return rest.removeprefix("\n") if prompt_text.endswith("\n") else rest
+    return prefix
+
+
 class StopChecker:
     """Looks at a row's text only when the token just sampled could have ended it."""
 
