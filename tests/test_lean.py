@@ -154,8 +154,9 @@ def test_int8_copies_follow_the_weights(monkeypatch: pytest.MonkeyPatch) -> None
 
 
 def test_a_model_loaded_in_inference_mode_can_be_sampled_from() -> None:
+    shared = make_engine().model  # of all tests, and so made outside
     with torch.inference_mode():
-        model = copy.deepcopy(make_engine().model)
+        model = copy.deepcopy(shared)
         assert next(model.parameters()).is_inference()
     request = Request(prompt_ids=prompt_of(4), params=sampled(5))
     [[found]] = make_engine(model).generate([request])

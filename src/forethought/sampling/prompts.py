@@ -26,7 +26,6 @@ def encode_prompt(tokenizer: Any, request: Request) -> tuple[int, ...]:
         text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
     except TemplateError as error:
         raise EngineError(f"the model's chat template refuses the messages: {error}") from error
-    parts = tokenizer([text, unopened(request.prefix, str(text))], add_special_tokens=False)[
-        "input_ids"
-    ]
+    prefix = unopened(request.prefix, str(text))
+    parts = tokenizer([text, prefix], add_special_tokens=False)["input_ids"]
     return tuple(chain.from_iterable(parts))
