@@ -155,8 +155,9 @@ def test_int8_copies_follow_the_weights(monkeypatch: pytest.MonkeyPatch) -> None
 
 
 def test_a_model_loaded_in_inference_mode_can_be_sampled_from() -> None:
+    source = make_engine().model  # shared by tests, so made outside
     with torch.inference_mode():
-        model = copy.deepcopy(make_engine().model)
+        model = copy.deepcopy(source)
         assert next(model.parameters()).is_inference()
     request = Request(prompt_ids=prompt_of(4), params=sampled(5))
     [[found]] = make_engine(model).generate([request])
