@@ -30,7 +30,7 @@ from forethought.grading.answers import Extracted, extract_answer
 from forethought.grading.formula import same_value
 from forethought.grading.jobs import Job
 from forethought.grading.latex import normalise
-from forethought.grading.reading import Answer, AnswerType, read_answer
+from forethought.grading.reading import INTERVALS, Answer, AnswerType, as_interval, read_answer
 from forethought.grading.screen import has_algebra, is_fit_for_algebra
 from forethought.grading.workers import Outcome, OutcomeStatus
 from forethought.types import Grade, GradeStatus
@@ -180,6 +180,8 @@ def _same(gold: Answer, answer: Answer, algebra: Algebra) -> bool:
         return False
     if gold.number is not None:
         return gold.number == answer.number
+    if gold.kind != answer.kind and not INTERVALS.isdisjoint((gold.kind, answer.kind)):
+        gold, answer = as_interval(gold) or gold, as_interval(answer) or answer
     if gold.kind or answer.kind:
         return _same_group(gold, answer, algebra)
     if answer.number is None and gold.text == answer.text:

@@ -176,6 +176,42 @@ def _text_key(text: str) -> str:
     return _LOOSE_SPACE.sub("", text).removeprefix("+")
 
 
+# --- Inequalities -------------------------------------------------------------------------------
+
+INTERVALS = frozenset(("()", "(]", "[)", "[]", "union"))
+_SIGN = r" ?(<|>|\\(?:le|ge)(?![a-z])) ?"
+_BOUND = re.compile(rf"([a-zA-Z]){_SIGN}([^<>=]+)")
+_BETWEEN = re.compile(rf"([^<>=]+?){_SIGN}[a-zA-Z]{_SIGN}([^<>=]+)")
+_TURNED = {"<": ">", ">": "<", "\\le": "\\ge", "\\ge": "\\le"}
+
+
+def as_interval(answer: Answer) -> Answer | None:
+    """x > 3 as (3, oo), 1 < x <= 2 as (1, 2], several with "or" as a union; None for others."""
+    if answer.kind == "list":
+        parts = [as_interval(item) for item in answer.items]
+        found = tuple(part for part in parts if part is not None)
+        return Answer(kind="union", items=found) if len(found) == len(parts) else None
+    if answer.kind or answer.number is not None:
+        return None
+    if match := _BETWEEN.fullmatch(answer.text):
+        left, first, second, right = match.groups()
+        if first in (">", "\\ge"):
+            left, first, second, right = right, _TURNED[second], _TURNED[first], left
+        opening, closing = "(["[first == "\\le"], ")]"[second == "\\le"]
+        is_ordered = first in ("<", "\\le") and second in ("<", "\\le")
+        return _interval(opening, left, right, closing) if is_ordered else None
+    if match := _BOUND.fullmatch(answer.text):
+        _, sign, bound = match.groups()
+        if sign in (">", "\\ge"):
+            return _interval("(["[sign == "\\ge"], bound, "\\infty", ")")
+        return _interval("(", "-\\infty", bound, ")]"[sign == "\\le"])
+    return None
+
+
+def _interval(opening: str, low: str, high: str, closing: str) -> Answer:
+    return Answer(kind=opening + closing, items=(_read_value(low), _read_value(high)))
+
+
 # --- Brackets -----------------------------------------------------------------------------------
 
 
