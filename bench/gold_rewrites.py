@@ -57,11 +57,11 @@ _RULES: dict[str, Callable[[str], str | None]] = {
     "parentheses": lambda gold: f"\\({gold}\\)",
     "full stop": lambda gold: f"{gold}.",
     "spaces": lambda gold: f"  {gold}  ",
-    "sized brackets": lambda gold: re.sub(r"(?<![A-Za-z\\])([(\[])", r"\\left\1", gold).replace(
-        ")", "\\right)"
-    )
-    if gold.startswith("(") and gold.endswith(")") and "\\left" not in gold and "[" not in gold
-    else None,
+    "sized brackets": lambda gold: (
+        re.sub(r"(?<![A-Za-z\\])([(\[])", r"\\left\1", gold).replace(")", "\\right)")
+        if gold.startswith("(") and gold.endswith(")") and "\\left" not in gold and "[" not in gold
+        else None
+    ),
     "plain brackets": lambda gold: gold.replace("\\left", "").replace("\\right", ""),
     "after commas": lambda gold: re.sub(r", ?(?![0-9]{3}|\\!)", ",\\\\, ", gold),
     "around signs": lambda gold: _OPERATOR.sub(r" \1 ", gold) if "text" not in gold else None,

@@ -128,6 +128,8 @@ DIFFERENT = [
     ("5", "5abc"),
     ("5", "5 or 6"),
     ("5", "5 or six"),
+    ("5", "5 otherwise zero"),
+    ("5", "5 perhaps"),
     ("5", "5 million"),
     ("5", "5 hundredths"),
     ("5", "\uff15"),

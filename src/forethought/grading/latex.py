@@ -73,7 +73,8 @@ def normalise(text: str) -> str:
     text = text.strip().rstrip(".").strip("*`").strip()
     if text.startswith("\\boxed{") and text.endswith("}"):
         text = text[len("\\boxed{") : -1].strip()
-    text = _PLAIN_ROOT.sub(_latex_root, _PLAIN_NAME.sub(_latex_name, text))
+    if text.upper() != text.lower():  # there are letters
+        text = _PLAIN_ROOT.sub(_latex_root, _PLAIN_NAME.sub(_latex_name, text))
     if "\\" in text or "{" in text or "$" in text or "^" in text or "~" in text:
         text = _normalise_latex(text)
     text = _CONJUNCTION.sub(", ", " ".join(text.split()))

@@ -23,11 +23,16 @@ _FRACTION = re.compile(
 _MIXED = re.compile(r"([0-9]+) ?(?:\\frac\{([0-9]+)\}\{([0-9]+)\}|(?<= )([0-9]+)/([0-9]+))")
 
 
+_STARTS = (*"0123456789.", "\\frac", "\\dfrac", "\\tfrac")
+
+
 def read_number(text: str) -> Fraction | None:
     """Read an integer, decimal, fraction, mixed number or power of ten; None for all else."""
     sign = -1 if text.startswith("-") else 1
     if text[:1] in ("-", "+"):
         text = text[1:]
+    if not text.startswith(_STARTS):
+        return None
     size = _read_decimal(text)
     if size is None:
         size = _read_fraction(text)

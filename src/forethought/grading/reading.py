@@ -114,6 +114,8 @@ _BRACKETS = ("()", "(]", "[)", "[]", "{}")
 
 
 def _read_value(text: str) -> Answer:
+    if (number := read_number(text)) is not None:  # most items of groups
+        return Answer(number=number, text=text)
     name = ""
     if (match := _NAME.match(text)) and "=" not in text[match.end() :]:
         name, text = match.group(1), text[match.end() :].strip()

@@ -51,6 +51,8 @@ _NOT_UNITS = frozenset(
         "percentage plus point root squared cubed sin cos tan log half halves third quarter",
         "fourth fifth sixth seventh eighth ninth tenth hundredth thousandth pair dozen score",
         "hundred thousand million billion trillion one two three four five six seven eight nine",
+        "zero either otherwise unless about almost nearly roughly perhaps probably possibly approx",
+        "approximately wrong power divided multiplied sine cosine tangent minimum maximum",
         "ten eleven twelve twenty thirty forty fifty sixty seventy eighty ninety",
     )
     for word in words.split()
