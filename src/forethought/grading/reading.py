@@ -101,7 +101,8 @@ _NAME = re.compile(
 )
 _MATRIX = re.compile(r"\\begin\{([pbvBV]?)(?:matrix)\}(.*)\\end\{\1matrix\}")
 _ROW_END = re.compile(r"\\\\(?:\[[^\]]*\])?")
-_WORDS = re.compile(r"[^\W\d_]+(?:[ -][^\W\d_]+)*")
+# Words, but not a difference of single letters: p-q is a formula.
+_WORDS = re.compile(r"(?!\w(?:-\w)+$)[^\W\d_]+(?:[ -][^\W\d_]+)*")
 # Not within words, nor between digits: \log_2 3 is not \log_23.
 _LOOSE_SPACE = re.compile(
     r"(?<![A-Za-z0-9]) | (?![A-Za-z0-9])|(?<=[a-z]) (?=[0-9])|(?<=[0-9]) (?=[a-z])"
