@@ -120,7 +120,7 @@ def plain_step(learner: Learner, way: Way, step: int, clock: Clock) -> None:
     else:
         groups = [sample_rollouts(learner.engine, [e], recipe, step)[0] for e in examples]
     clock.lap("sample")
-    groups = grade_rollouts(groups, learner.task, learner.parts, recipe, step)
+    groups = grade_rollouts(groups, learner.task, learner.parts)
     groups = assign_advantages(groups, recipe.estimator)
     clock.lap("grade")
     for group in groups:

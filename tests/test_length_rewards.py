@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 
 import pytest
@@ -11,9 +12,11 @@ from hypothesis import strategies as st
 from forethought.config import parse_recipe
 from forethought.errors import RecipeError, RewardError
 from forethought.grading.length_rewards import cosine_length, repetition, soft_overlong
-from forethought.grading.rewards import load_reward, score_rollouts
+from forethought.grading.rewards import load_reward, load_rewards, score_rollouts
 from forethought.schema import CosineLength, Repetition, Reward, RlRecipe, SoftOverlong
-from forethought.types import Example, Grade, GradeStatus
+from forethought.tasks.base import load_task
+from forethought.training.rollouts import grade_rollouts
+from forethought.types import Example, FinishReason, Grade, GradeStatus, Rollout, RolloutGroup
 
 EXAMPLE = Example(id="a", messages=({"role": "user", "content": "1 + 1?"},), answer="2")
 RIGHT = Grade(score=1.0, status=GradeStatus.CORRECT)
@@ -128,6 +131,30 @@ def test_a_recipe_sets_the_parts_and_how_they_combine() -> None:
     found = recipe({"combine": "product", "parts": parts, "cosine_length": {"correct_short": 0.8}})
     assert found.reward.combine == "product"
     assert found.reward.cosine_length.correct_short == 0.8
+
+
+def test_a_step_combines_as_its_recipe_says() -> None:
+    task = load_task("sum", size=1)
+    text = f"\\boxed{{{task[0].answer}}}"
+    rollout = Rollout(
+        example_id=task[0].id,
+        token_ids=(5, 7, 7, 7, 7),
+        sampled_mask=(False, True, True, True, True),
+        logprobs=(0.0,) * 5,
+        text=text,
+        finish_reason=FinishReason.BOXED,
+    )
+    group = RolloutGroup(example=task[0], rollouts=(rollout,))
+    parts = {"accuracy": 1.0, "repetition": 1.0}
+    for combine, expected in (("sum", 0.5), ("product", 0.5)):
+        found = recipe({"combine": combine, "parts": parts, "repetition": {"ngram_size": 3}})
+        loaded = load_rewards(found.reward, max_tokens=found.max_tokens)
+        (graded,) = grade_rollouts([group], task, loaded, recipe=found, step=1)
+        assert graded.rollouts[0].reward == pytest.approx(expected)
+    wrong = dataclasses.replace(rollout, text="\\boxed{no}")
+    lost = [RolloutGroup(example=task[0], rollouts=(wrong,))]
+    (graded,) = grade_rollouts(lost, task, loaded, recipe=found, step=1)
+    assert graded.rollouts[0].reward == 0.0  # of a product; a sum would be -0.5
 
 
 @pytest.mark.parametrize(

@@ -188,6 +188,7 @@ def test_a_run_that_can_teach_nothing_says_so(
     recipe = rl_tables(
         save_tiny(tmp_path / "model"), tmp_path / "run", task=f"jsonl:{data}", num_steps=1
     )
+    recipe["allow_unsound_task"] = True  # or it is refused before it starts
     file = tmp_path / "recipe.toml"
     file.write_text(as_toml(recipe), encoding="utf-8")
     with caplog.at_level(logging.WARNING, logger="forethought"):

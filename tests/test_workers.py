@@ -192,6 +192,14 @@ def test_a_worker_is_replaced_after_many_calls() -> None:
         assert not any(map(is_alive, processes[:6]))
 
 
+def test_a_parent_of_much_memory_does_not_wear_its_workers_out() -> None:
+    ballast = b"x" * (400 << 20)
+    with GradingPool(num_workers=1, packages=PACKAGES, max_memory_bytes=512 << 20) as pool:
+        first = run(pool, "process_id").value
+        assert run(pool, "process_id").value == first
+    assert len(ballast) > 256 << 20
+
+
 def test_a_worker_is_replaced_after_much_memory() -> None:
     with GradingPool(num_workers=1, packages=PACKAGES, max_memory_bytes=1 << 30) as pool:
         first = run(pool, "process_id").value

@@ -11,6 +11,7 @@ pipe. A message is a length (4 bytes, big-endian) and so much JSON.
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import importlib
 import json
@@ -98,7 +99,15 @@ def _limit_processor_time(seconds: float) -> None:
 
 
 def _resident_bytes() -> int:
-    """The most memory this process ever held."""
+    """The most memory this process ever held.
+
+    Linux says so in /proc; what getrusage says there begins with the peak of the parent, which may
+    hold a model.
+    """
+    with contextlib.suppress(OSError, ValueError, IndexError), open("/proc/self/status") as status:
+        for line in status:
+            if line.startswith("VmHWM:"):
+                return int(line.split()[1]) * 1024
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024
 

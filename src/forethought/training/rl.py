@@ -212,7 +212,7 @@ def train_step(learner: Learner, run: Run, step: int) -> Metrics:
     groups = sample_rollouts(learner.engine, examples, recipe, step, grades)
     learner.engine.release()
     clock.lap("sample")
-    groups = grade_rollouts(groups, learner.task, learner.parts, recipe, step, grades)
+    groups = grade_rollouts(groups, learner.task, learner.parts, grades, recipe=recipe, step=step)
     groups = assign_advantages(groups, recipe.estimator)
     clock.lap("grade")
     rollouts = [rollout for group in groups for rollout in group.rollouts]

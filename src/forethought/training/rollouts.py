@@ -107,13 +107,15 @@ def grade_rollouts(
     groups: Sequence[RolloutGroup],
     task: Task,
     parts: Sequence[RewardPart],
-    recipe: RlRecipe,
-    step: int,
     begun: StepGrades | None = None,
+    *,
+    recipe: RlRecipe | None = None,
+    step: int = 0,
 ) -> list[RolloutGroup]:
     """Every rollout with its grade, its reward and the parts that the reward is made of.
 
-    `begun` are the grades that began while sampling.
+    `begun` are the grades that began while sampling. `recipe` says how parts combine, by
+    default as a sum, and with `step` how far training is, to rewards that ask for it.
     """
     pairs = [(group.example, rollout) for group in groups for rollout in group.rollouts]
     begun = begun or StepGrades(task, [group.example for group in groups])
@@ -128,9 +130,9 @@ def grade_rollouts(
             [t for t, sampled in zip(r.token_ids, r.sampled_mask, strict=True) if sampled]
             for _, r in pairs
         ],
-        combine=recipe.reward.combine,
+        combine="sum" if recipe is None else recipe.reward.combine,
         step=step,
-        num_steps=recipe.num_steps,
+        num_steps=0 if recipe is None else recipe.num_steps,
     )
     graded = iter(
         replace(rollout, grade=grade, reward=result.reward, reward_parts=result.parts)
