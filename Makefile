@@ -81,7 +81,7 @@ $(VENV)/.created:
 
 # Alone and first, so that the CPU build is there when the package asks for torch.
 $(VENV)/.torch: constraints.txt | $(VENV)/.created
-	@echo "Installing into $(VENV): 300 MB, some minutes the first time ..."
+	@echo "Installing into $(VENV): 360 MB, some minutes the first time ..."
 	@if [ "$$(uname -s)" = Linux ] && ! command -v nvidia-smi >/dev/null 2>&1; then \
 		$(PIP) -qqq install --retries 0 --timeout 30 --no-deps --index-url $(TORCH_INDEX) \
 			"$$(grep '^torch==' constraints.txt)" >/dev/null 2>&1 || true; \
