@@ -28,7 +28,7 @@ _STARTS = (*"0123456789.", "\\frac", "\\dfrac", "\\tfrac")
 
 def read_number(text: str) -> Fraction | None:
     """Read an integer, decimal, fraction, mixed number or power of ten; None for all else."""
-    sign = -1 if text.startswith("-") else 1
+    is_negative = text.startswith("-")
     if text[:1] in ("-", "+"):
         text = text[1:]
     if not text.startswith(_STARTS):
@@ -36,7 +36,7 @@ def read_number(text: str) -> Fraction | None:
     size = _read_decimal(text)
     if size is None:
         size = _read_fraction(text)
-    return None if size is None else sign * size
+    return -size if size is not None and is_negative else size
 
 
 def _read_decimal(text: str) -> Fraction | None:
