@@ -117,6 +117,8 @@ _BRACKETS = ("()", "(]", "[)", "[]", "{}")
 def _read_value(text: str) -> Answer:
     if (number := read_number(text)) is not None:  # most items of groups
         return Answer(number=number, text=text)
+    if text[:1] in ("(", "[") and text[-1:] in (")", "]") and _encloses(text):
+        return _read_core(text, text, unit="", name="")  # neither name nor unit
     name = ""
     if (match := _NAME.match(text)) and "=" not in text[match.end() :]:
         name, text = match.group(1), text[match.end() :].strip()
@@ -131,6 +133,11 @@ def _read_value(text: str) -> Answer:
         return Answer(number=number, text=core, unit=unit, name=name)
     if unit == "%":  # only numbers are percentages
         core, unit = text, ""
+    return _read_core(text, core, unit=unit, name=name)
+
+
+def _read_core(text: str, core: str, *, unit: str, name: str) -> Answer:
+    """A group, or text; `core` is `text` without its unit."""
     group = _read_group(text, core)
     if group is None:
         return Answer(text=_text_key(core), unit=unit, name=name)
@@ -252,6 +259,8 @@ def _encloses(text: str) -> bool:
 
 def _split_top(text: str, separator: str) -> list[str]:
     """Split at the separators outside every bracket; items stripped of spaces."""
+    if not _BRACKET.search(text):
+        return [item.strip() for item in text.split(separator)]
     items, depth = [""], 0
     for part in text.split(separator):
         items[-1] += part if not depth else separator + part
