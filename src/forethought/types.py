@@ -245,6 +245,20 @@ class Capabilities:
     streams: bool = False  # generate(requests, on_finish) calls on_finish(index, completion)
     context: int | None = None  # positions of the model's window, where known
 
+    @classmethod
+    def all(cls, context: int | None) -> Capabilities:
+        """Those of an engine in this process, which can do everything."""
+        return cls(
+            prefix=True,
+            logprobs=True,
+            n=True,
+            seed=True,
+            confidences=True,
+            aborts=True,
+            streams=True,
+            context=context,
+        )
+
 
 @runtime_checkable
 class Engine(Protocol):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -18,6 +17,7 @@ from forethought.grading.answers import (
 )
 from forethought.grading.jobs import Job
 from forethought.grading.math import begin_extracted, begin_grade
+from forethought.jsonl import decode_line
 from forethought.types import Grade, GradeStatus
 
 _GOLD_KEYS = ("gold", "ground_truth", "answer", "solution")
@@ -43,7 +43,7 @@ def read_pair(line: bytes) -> Pair:
     `{"gold", "answer"}`, where the answer needs no box. A `question` keeps an answer that only
     repeats it from being right by its value.
     """
-    row = _decode(line)
+    row = decode_line(line)
     if not isinstance(row, dict):
         raise ValueError("is not a JSON object with keys")
     completion, answer = row.get("completion"), None
@@ -82,17 +82,6 @@ def _bare(answer: str) -> Extracted:
     if not answer.strip() or len(answer) > MAX_ANSWER_CHARS:
         return Extracted(status=GradeStatus.NO_ANSWER)
     return Extracted(answer=answer.strip())
-
-
-def _decode(line: bytes) -> object:
-    try:
-        return json.loads(line.decode("utf-8"))
-    except UnicodeDecodeError as error:
-        raise ValueError(f"is not UTF-8 text (byte {error.start + 1})") from error
-    except json.JSONDecodeError as error:
-        raise ValueError(f"is not JSON: {error.msg} at column {error.colno}") from error
-    except (ValueError, RecursionError) as error:
-        raise ValueError("is not usable JSON: a number or nesting too large") from error
 
 
 def _text(value: object, key: str) -> str:

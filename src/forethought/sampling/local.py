@@ -79,16 +79,7 @@ class LocalEngine:
 
     @property
     def capabilities(self) -> Capabilities:
-        return Capabilities(
-            prefix=True,
-            logprobs=True,
-            n=True,
-            seed=True,
-            confidences=True,
-            aborts=True,
-            streams=True,
-            context=self._limits.context,
-        )
+        return Capabilities.all(self._limits.context)
 
     def release(self) -> None:
         """Give back what sampling holds: its cache and packed copies of weights. The next call

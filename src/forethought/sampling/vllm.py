@@ -52,16 +52,7 @@ class VllmEngine:
 
     @property
     def capabilities(self) -> Capabilities:
-        return Capabilities(
-            prefix=True,
-            logprobs=True,
-            n=True,
-            seed=True,
-            confidences=True,
-            aborts=True,
-            streams=True,
-            context=self._limits.context,
-        )
+        return Capabilities.all(self._limits.context)
 
     def count_prompt(self, request: Request) -> int:
         return len(encode_prompt(self._tokenizer, request))

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import hashlib
 import importlib
-import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +23,7 @@ from forethought.errors import TaskError
 from forethought.grading.answers import final_answer
 from forethought.grading.jobs import Job, settle
 from forethought.grading.math import begin_grade
+from forethought.jsonl import decode_line
 from forethought.types import Example, Grade, Message
 
 _QUESTION_KEYS = ("question", "problem", "prompt")
@@ -135,16 +135,10 @@ def _read_bytes(path: Path) -> bytes:
 
 
 def _decode_line(line: bytes, place: str) -> object:
-    if b"\0" in line:
-        raise TaskError(f"{place}: contains a NUL byte; the file is damaged or not JSONL")
     try:
-        return json.loads(line.decode("utf-8"))
-    except UnicodeDecodeError as error:
-        raise TaskError(f"{place}: is not UTF-8 text (byte {error.start + 1})") from error
-    except json.JSONDecodeError as error:
-        raise TaskError(f"{place}: is not JSON: {error.msg} at column {error.colno}") from error
-    except (ValueError, RecursionError) as error:
-        raise TaskError(f"{place}: is not usable JSON: a number or nesting too large") from error
+        return decode_line(line)
+    except ValueError as error:
+        raise TaskError(f"{place}: {error}") from error
 
 
 def _parquet_rows(path: Path) -> Iterator[tuple[str, object]]:
