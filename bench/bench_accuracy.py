@@ -30,7 +30,8 @@ from forethought.models.save import save_model
 from forethought.sampling.local import LocalEngine
 from forethought.schema import RlRecipe
 from forethought.tasks.base import load_task
-from forethought.training.rl import build_learner, start_or_resume, train_step
+from forethought.training.learner import build_learner
+from forethought.training.rl import start_or_resume, train_step
 from forethought.training.stages import start_run
 from record import write_result
 

@@ -39,8 +39,9 @@ from forethought.evaluation.metrics import paired_difference
 from forethought.models.heads import token_logprobs
 from forethought.run import Run
 from forethought.schema import RlRecipe
-from forethought.training.losses import kl_penalty, policy_gradient_loss, token_weights
-from forethought.training.rl import Learner, build_learner, check_rl, start_or_resume, train_step
+from forethought.training.learner import Learner, build_learner, check_rl
+from forethought.training.losses import kl_penalty, token_weights
+from forethought.training.rl import start_or_resume, train_step
 from forethought.training.rollouts import (
     assign_advantages,
     draw_examples,
@@ -139,13 +140,13 @@ def train_group(
         return
     batch, weights, advantages = lay_out(learner, group.rollouts, num_groups)
     logprobs = token_logprobs(learner.policy, *batch, learner.recipe.temperature)
-    loss = policy_gradient_loss(logprobs, advantages, weights)
+    loss = -(weights * advantages * logprobs).sum()
     clock.lap("forward")
     if way.has_kl:
         assert learner.reference is not None, "the recipe has a KL penalty"
         with torch.no_grad():
             reference = token_logprobs(learner.reference, *batch, learner.recipe.temperature)
-        loss = loss + KL * kl_penalty(logprobs, reference, weights)
+        loss = loss + KL * kl_penalty("k3", logprobs, reference, weights)
         clock.lap("reference")
     if not (is_dead and way.skips_backward):
         loss.backward()  # type: ignore[no-untyped-call]

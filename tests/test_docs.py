@@ -140,6 +140,7 @@ def logged(tmp_path_factory: pytest.TempPathFactory) -> Logged:
     rl = shared | {"stage": "rl", "task": "sum", "prompts_per_step": 2, "group_size": 2}
     rl |= {"max_tokens": 3, "kl_coefficient": 0.1, "importance_cap": 2.0}
     rl |= {"eval_problems": 2, "eval_samples": 1}
+    rl |= {"num_iterations": 2, "entropy_coefficient": 0.1}
     sft = shared | {"stage": "sft", "data": str(data), "traces_per_step": 1}
     names: set[str] = set()
     for recipe in (sft, rl):

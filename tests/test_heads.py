@@ -36,6 +36,29 @@ def test_values_and_gradients_are_those_of_cross_entropy(
         assert torch.allclose(mine, theirs, rtol=1e-3, atol=1e-4)
 
 
+@given(
+    seed=st.integers(0, 1000),
+    scale=st.sampled_from([0.01, 1.0, 30.0]),
+    temperature=st.sampled_from([0.5, 1.0, 1.7]),
+    rows=st.sampled_from([0, 1, 5, 150]),  # more than one block
+)
+def test_entropies_and_their_gradient_are_those_of_the_softmax(
+    seed: int, scale: float, temperature: float, rows: int
+) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    hidden = (torch.randn(rows, 8, generator=generator) * scale).requires_grad_()
+    weight = torch.randn(13, 8, generator=generator).requires_grad_()
+    targets = torch.randint(0, 13, (rows,), generator=generator)
+    upstream = torch.randn(2, rows, generator=generator).unbind()
+    table = F.log_softmax(hidden @ weight.T / temperature, dim=-1)
+    plain = (table.gather(1, targets[:, None])[:, 0], -(table.exp() * table).sum(-1))
+    wanted = torch.autograd.grad(plain, (hidden, weight), upstream)
+    own: Any = heads._HeadEntropies.apply(hidden, weight, targets, temperature)
+    found = torch.autograd.grad(own, (hidden, weight), upstream)
+    for mine, theirs in zip((*own, *found), (*plain, *wanted), strict=True):
+        assert torch.allclose(mine, theirs, rtol=1e-3, atol=2e-3 if scale > 1 else 1e-4)
+
+
 def test_a_target_of_no_probability_has_a_finite_logarithm() -> None:
     weight = torch.tensor([[200.0], [-200.0]])
     found: Any = heads._HeadLogprobs.apply(torch.ones(1, 1), weight, torch.tensor([1]), 1.0)

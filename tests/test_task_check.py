@@ -20,7 +20,7 @@ from forethought.schema import RlRecipe
 from forethought.tasks import check
 from forethought.tasks.base import FAMILIES
 from forethought.tasks.check import check_task, find_faults, refuse_unsound
-from forethought.training.rl import check_rl
+from forethought.training.learner import check_rl
 from forethought.types import Example, Grade, GradeStatus
 
 needs_gym = pytest.mark.skipif(

@@ -215,7 +215,7 @@ def no_model(monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*arguments: object, **options: object) -> None:
         raise ModelWasLoaded
 
-    monkeypatch.setattr("forethought.training.rl.load_model", refuse)
+    monkeypatch.setattr("forethought.training.learner.load_model", refuse)
     monkeypatch.setattr("forethought.training.sft.load_model", refuse)
 
 

@@ -205,10 +205,29 @@ class RlRecipe(RecipeBase):
     rollout_dtype: Literal["auto", "float32", "float16", "bfloat16", "int8"] = "auto"
     importance_cap: Annotated[float, Field(ge=1.0)] | None = None
     """Cap of the weight pi / pi_sampler of a token; None: 2 with int8 rollouts, else no weight."""
+    importance_mode: Literal[
+        "token_truncate", "token_mask", "sequence_truncate", "sequence_mask"
+    ] = "token_truncate"
+    num_iterations: PositiveInt = 1
+    """Passes over a batch of rollouts."""
+    minibatches: PositiveInt = 1
+    """Parts of a batch, by prompt; each pass makes one update a part."""
+    epsilon: Annotated[float, Field(gt=0.0)] | None = None
+    """Lower reach of the clip; None: the estimator's own. So it is with the upper one."""
+    epsilon_high: Annotated[float, Field(gt=0.0)] | None = None
+    delta: Annotated[float, Field(gt=1.0)] | None = None
+    """Cap of the ratio where the clip has none (two-sided clipping); None: no cap."""
     min_advantage: Annotated[float, Field(ge=0.0)] = 1e-6
     """Rollouts with |advantage| at or below this leave before any forward pass."""
     kl_coefficient: Annotated[float, Field(ge=0.0)] = 0.0
     """Weight of the KL penalty to the starting model; 0 loads no reference model."""
+    kl_estimator: Literal["k1", "k2", "k3"] = "k3"
+    kl_in: Literal["loss", "reward"] = "loss"
+    entropy_coefficient: Annotated[float, Field(ge=0.0)] = 0.0
+    """Weight of the entropy bonus."""
+    entropy_in: Literal["loss", "reward"] = "loss"
+    top_entropy_quantile: Annotated[float, Field(gt=0.0, le=1.0)] = 1.0
+    """Share of the tokens, those of highest entropy, that carry the policy gradient."""
     mask_truncated: bool = False
     reward: Reward = Reward()
     eval_task: str | None = None
@@ -218,6 +237,22 @@ class RlRecipe(RecipeBase):
     eval_samples: PositiveInt = 2
     eval_every: PositiveInt = 20
     transcripts_per_step: Annotated[int, Field(ge=0)] = 2
+
+    @model_validator(mode="after")
+    def _reuse_fits(self) -> RlRecipe:
+        if self.minibatches > self.prompts_per_step:
+            raise ValueError(
+                f"minibatches={self.minibatches} must be at most prompts_per_step="
+                f"{self.prompts_per_step}: a part holds whole groups"
+            )
+        if self.num_iterations * self.minibatches == 1:
+            for key in ("epsilon", "epsilon_high", "delta"):
+                if getattr(self, key) is not None:
+                    raise ValueError(
+                        f"{key}={getattr(self, key)} does nothing with one update a batch; "
+                        "set num_iterations or minibatches above 1, or remove it"
+                    )
+        return self
 
 
 class PipelineRecipe(Section):

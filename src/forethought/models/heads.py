@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -10,6 +10,14 @@ from torch import Tensor, nn
 from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 from transformers import PreTrainedModel
+
+
+class Reading(NamedTuple):
+    """What a model says at N positions: `entropies` is None unless asked for."""
+
+    logprobs: Tensor  # (N,) float32, log pi(target) in nats
+    entropies: Tensor | None  # (N,) float32, of the distribution at temperature, in nats
+    hidden: Tensor  # (N, D), the last hidden states
 
 
 def token_logprobs(
@@ -22,11 +30,27 @@ def token_logprobs(
     position_ids: Tensor | None = None,
     mask: Tensor | None = None,
 ) -> Tensor:
-    """log pi(target) in nats at N flat positions of right-padded rows.
+    """log pi(target) in nats at N flat positions; arguments are those of `read_tokens`."""
+    return read_tokens(
+        model, input_ids, positions, targets, temperature, position_ids=position_ids, mask=mask
+    ).logprobs
+
+
+def read_tokens(
+    model: PreTrainedModel,
+    input_ids: Tensor,
+    positions: Tensor,
+    targets: Tensor,
+    temperature: float = 1.0,
+    *,
+    position_ids: Tensor | None = None,
+    mask: Tensor | None = None,
+    wants_entropy: bool = False,
+) -> Reading:
+    """Log-probability of N targets, at flat positions of right-padded rows.
 
     input_ids: (B, T); positions: (N,) indices into B * T; targets: (N,). position_ids (B, T) and
     mask (B, 1, T, T), True where a query sees a key, are those of plain causal rows when left out.
-    Returns (N,) float32.
     """
     layout: dict[str, Tensor] = {}
     if position_ids is not None:
@@ -38,13 +62,18 @@ def token_logprobs(
     # up in whatever order the threads come, so that a resumed run would not end in the same bits
     needed = hidden.flatten(0, 1).index_select(0, positions)
     head = _plain_head(model, needed)
+    if head is not None and wants_entropy:
+        both: tuple[Tensor, Tensor] = _HeadEntropies.apply(needed, head, targets, temperature)  # type: ignore[no-untyped-call]
+        return Reading(*both, needed)
     if head is not None:
         logprobs: Tensor = _HeadLogprobs.apply(needed, head, targets, temperature)  # type: ignore[no-untyped-call]
-        return logprobs
+        return Reading(logprobs, None, needed)
     logits = project(model, needed).float()  # (N, V)
     if temperature != 1.0:
         logits = logits / temperature
-    return -F.cross_entropy(logits, targets, reduction="none")
+    table = F.log_softmax(logits, dim=-1)
+    entropies = -(table.exp() * table).sum(dim=-1) if wants_entropy else None
+    return Reading(table.gather(1, targets[:, None])[:, 0], entropies, needed)
 
 
 def _plain_head(model: PreTrainedModel, hidden: Tensor) -> Tensor | None:
@@ -73,10 +102,7 @@ class _HeadLogprobs(Function):
         ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor, temperature: float
     ) -> Tensor:
         """hidden: (N, D); weight: (V, D); targets: (N,). Returns (N,) nats."""
-        table = hidden @ weight.T
-        if temperature != 1.0:
-            table.div_(temperature)
-        table.sub_(table.amax(dim=-1, keepdim=True))
+        table = _shifted_logits(hidden, weight, temperature)
         chosen = table.gather(1, targets[:, None])[:, 0]
         total = table.exp_().sum(dim=-1)
         table.div_(total[:, None])
@@ -88,18 +114,80 @@ class _HeadLogprobs(Function):
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         hidden, weight, targets = ctx.saved_tensors
-        if ctx.table is None:
-            raise RuntimeError("the log-probabilities of a head can be walked back only once")
-        table, ctx.table = ctx.table, None
+        table = _take_table(ctx)
         gradient = (gradient / ctx.temperature)[:, None]
         table.mul_(-gradient).scatter_add_(1, targets[:, None], gradient)
-        wants_hidden, wants_weight = ctx.needs_input_grad[:2]
-        return (
-            table @ weight if wants_hidden else None,
-            table.T @ hidden if wants_weight else None,
-            None,
-            None,
-        )
+        return _to_inputs(ctx, table, hidden, weight)
+
+
+class _HeadEntropies(Function):
+    """Log-probabilities as above, and the entropy of each position's distribution.
+
+    The table that is kept holds log-probabilities; a block of rows at a time is raised to
+    probabilities.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor, temperature: float
+    ) -> tuple[Tensor, Tensor]:
+        """As above; returns log-probabilities and entropies, both (N,) in nats."""
+        table = _shifted_logits(hidden, weight, temperature)
+        table.sub_(torch.logsumexp(table, dim=-1, keepdim=True))
+        parts = [-(rows.exp() * rows).sum(dim=-1) for rows in torch.split(table, _BLOCK)]
+        entropies = torch.cat(parts) if parts else table.new_zeros(0)
+        ctx.save_for_backward(hidden, weight, targets, entropies)
+        ctx.table, ctx.temperature = table, temperature
+        return table.gather(1, targets[:, None])[:, 0], entropies
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, of_logprobs: Tensor, of_entropies: Tensor) -> tuple[Tensor | None, ...]:
+        """d logprob / d z_j = 1[j is the target] - p_j;  d H / d z_j = -p_j (log p_j + H)."""
+        hidden, weight, targets, entropies = ctx.saved_tensors
+        table = _take_table(ctx)
+        of_logprobs = (of_logprobs / ctx.temperature)[:, None]
+        of_entropies = (of_entropies / ctx.temperature)[:, None]
+        for start in range(0, len(table), _BLOCK):
+            some = slice(start, start + _BLOCK)
+            rows = table[some]
+            probabilities = rows.exp()
+            rows.add_(entropies[some, None]).mul_(-of_entropies[some]).sub_(of_logprobs[some])
+            rows.mul_(probabilities)
+        table.scatter_add_(1, targets[:, None], of_logprobs)
+        return _to_inputs(ctx, table, hidden, weight)
+
+
+_BLOCK = 64  # rows of a table that are worked on at once
+
+
+def _shifted_logits(hidden: Tensor, weight: Tensor, temperature: float) -> Tensor:
+    """hidden @ weight.T / temperature (N, V), less the largest of each row."""
+    table = hidden @ weight.T
+    if temperature != 1.0:
+        table.div_(temperature)
+    return table.sub_(table.amax(dim=-1, keepdim=True))
+
+
+def _take_table(ctx: Any) -> Tensor:
+    if ctx.table is None:
+        raise RuntimeError("the log-probabilities of a head can be walked back only once")
+    table: Tensor = ctx.table
+    ctx.table = None
+    return table
+
+
+def _to_inputs(
+    ctx: Any, table: Tensor, hidden: Tensor, weight: Tensor
+) -> tuple[Tensor | None, ...]:
+    """The gradient of the logits, `table` (N, V), carried on to hidden states and weight."""
+    wants_hidden, wants_weight = ctx.needs_input_grad[:2]
+    return (
+        table @ weight if wants_hidden else None,
+        table.T @ hidden if wants_weight else None,
+        None,
+        None,
+    )
 
 
 def attention_mask(model: PreTrainedModel, mask: Tensor) -> Tensor:

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from forethought.models.heads import token_logprobs
+from forethought.models.heads import Reading, read_tokens
 from forethought.training.strips import Row, Strip, lay_out
 
 # a batch ends early where rows become this much shorter than its first: padding is not computed
@@ -37,6 +37,9 @@ class Batch:
     weights: Tensor  # (N,) float32
     advantages: Tensor  # (N,) float32
     sampler_logprobs: Tensor  # (N,) float32, 0 where the rows bring none
+    old_logprobs: Tensor  # (N,) float32, the same
+    rows: Tensor  # (N,) int64, the number of the row that a target belongs to
+    columns: Tensor  # (N,) int64, where in its row it stands
     position_ids: Tensor | None  # (B, T) int64
     mask: Tensor | None  # (B, 1, T, T) bool, True where a query (dim 2) sees a key (dim 3)
     num_tokens: int  # unpadded
@@ -84,6 +87,9 @@ def _collate(strips: Sequence[Strip], pad_id: int, device: str) -> Batch:
     def floats(name: str) -> Tensor:
         return torch.tensor([getattr(t, name) for _, t in learned], dtype=torch.float32).to(device)
 
+    def integers(name: str) -> Tensor:
+        return torch.tensor([getattr(t, name) for _, t in learned], dtype=torch.int64).to(device)
+
     def cells(name: str, fill: int) -> Tensor:
         padded = [[*getattr(s, name), *[fill] * (width - len(s.token_ids))] for s in strips]
         return torch.tensor(padded, dtype=torch.int64).to(device)
@@ -93,10 +99,13 @@ def _collate(strips: Sequence[Strip], pad_id: int, device: str) -> Batch:
         positions=torch.tensor([at + t.predictor for at, t in learned], dtype=torch.int64).to(
             device
         ),
-        targets=torch.tensor([t.target for _, t in learned], dtype=torch.int64).to(device),
+        targets=integers("target"),
         weights=floats("weight"),
         advantages=floats("advantage"),
         sampler_logprobs=floats("sampler_logprob"),
+        old_logprobs=floats("old_logprob"),
+        rows=integers("row"),
+        columns=integers("column"),
         position_ids=cells("position_ids", 0) if is_shared else None,
         mask=_mask(cells("branches", -1)) if is_shared else None,
         num_tokens=sum(len(strip.token_ids) for strip in strips),
@@ -115,7 +124,14 @@ def _mask(branches: Tensor) -> Tensor:
 
 def batch_logprobs(model: PreTrainedModel, batch: Batch, temperature: float = 1.0) -> Tensor:
     """log pi (N,) in nats of the batch's targets under `model`."""
-    return token_logprobs(
+    return read_batch(model, batch, temperature).logprobs
+
+
+def read_batch(
+    model: PreTrainedModel, batch: Batch, temperature: float = 1.0, *, wants_entropy: bool = False
+) -> Reading:
+    """Log-probabilities of the batch's targets, hidden states and, if wanted, entropies."""
+    return read_tokens(
         model,
         batch.input_ids,
         batch.positions,
@@ -123,6 +139,7 @@ def batch_logprobs(model: PreTrainedModel, batch: Batch, temperature: float = 1.
         temperature,
         position_ids=batch.position_ids,
         mask=batch.mask,
+        wants_entropy=wants_entropy,
     )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
+from pathlib import Path
 
 import torch
 from transformers import PreTrainedModel
@@ -18,8 +19,13 @@ from forethought.training.update import Optimizers
 Metrics = dict[str, float]
 StepFunction = Callable[[int], Metrics]
 OnStep = Callable[[int, Mapping[str, float]], None]
+StateFiles = Callable[[Path], None]  # writes files into a checkpoint's folder, or reads them
 
 _MAX_SKIPPED = 5  # updates in a row with a non-finite gradient
+
+
+def _nothing(folder: Path) -> None:
+    """A stage with no state beyond weights, optimizer and counters."""
 
 
 def run_steps(
@@ -32,15 +38,23 @@ def run_steps(
     checkpoint_every: int,
     on_step: OnStep | None = None,
     on_resume: Callable[[int], None] | None = None,
+    save_extra: StateFiles = _nothing,
+    load_extra: StateFiles = _nothing,
 ) -> Metrics:
     """Call `step_function(step)` for steps 1..num_steps, going on from the last checkpoint.
 
     `on_resume(step)` is called once, with the weights in place, before the first step. The step
-    function's metrics named "total/..." add up over the run and survive a resume.
+    function's metrics named "total/..." add up over the run and survive a resume. `save_extra` and
+    `load_extra` write and read what else a stage must not forget.
     Returns these totals. Raises TrainingStopped after 5 skipped updates in a row and
     KeyboardInterrupt when the user asked to stop, with a checkpoint to resume from.
     """
-    start, totals = resume_state(run, model, optimizers)
+    start, totals = resume_state(run, model, optimizers, load_extra)
+
+    def save(folder: Path) -> None:
+        save_state(folder, model, optimizers, totals)
+        save_extra(folder)
+
     if on_resume is not None:
         on_resume(start)
     skipped = 0
@@ -57,7 +71,7 @@ def run_steps(
                 on_step(step, metrics)
             skipped = skipped + 1 if metrics.get("optim/skipped") else 0
             if step % checkpoint_every == 0 or step == num_steps or stop:
-                run.save_checkpoint(step, lambda f: save_state(f, model, optimizers, totals))
+                run.save_checkpoint(step, save)
             if skipped >= _MAX_SKIPPED:
                 raise TrainingStopped(
                     f"the gradient was not finite in {skipped} updates in a row up to step {step}; "
@@ -68,7 +82,9 @@ def run_steps(
     return totals
 
 
-def resume_state(run: Run, model: PreTrainedModel, optimizers: Optimizers) -> tuple[int, Metrics]:
+def resume_state(
+    run: Run, model: PreTrainedModel, optimizers: Optimizers, load_extra: StateFiles = _nothing
+) -> tuple[int, Metrics]:
     """(last step, totals) of the newest good checkpoint, loaded into place; (0, {}) without one."""
     found = run.latest_checkpoint()
     if found is None:
@@ -76,5 +92,6 @@ def resume_state(run: Run, model: PreTrainedModel, optimizers: Optimizers) -> tu
         return 0, {}
     step, folder = found
     totals = load_state(folder, model, optimizers)
+    load_extra(folder)
     run.truncate_metrics(step)
     return step, totals

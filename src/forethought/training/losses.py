@@ -15,7 +15,9 @@ advantage 0, so neither filtering nor the micro-batch size changes the gradient.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from forethought.types import Rollout
@@ -31,19 +33,58 @@ def token_weights(estimator: str, rollouts: Sequence[Rollout], max_tokens: int) 
     return [1.0 / total] * len(rollouts)
 
 
-def policy_gradient_loss(logprobs: Tensor, advantages: Tensor, weights: Tensor) -> Tensor:
-    """-sum(w * A * log pi); all arguments (N,), tokens that carry loss."""
-    return -(weights * advantages * logprobs).sum()
+@dataclass(frozen=True, slots=True)
+class PolicyLoss:
+    """The summed loss, and how many tokens the clip took the gradient from at either end."""
+
+    loss: Tensor
+    low_clipped: Tensor
+    high_clipped: Tensor
 
 
-def importance_weights(logprobs: Tensor, sampler_logprobs: Tensor, cap: float) -> Tensor:
+def policy_loss(
+    objective: str,
+    logprobs: Tensor,
+    old_logprobs: Tensor,
+    advantages: Tensor,
+    weights: Tensor,
+    rows: Tensor,
+    *,
+    epsilon: float = 0.2,
+    epsilon_high: float = 0.2,
+    delta: float | None = None,
+) -> PolicyLoss:
+    """-sum(w * A * log pi), or PPO's clipped ratio in its place; all tensors (N,)."""
+    none = torch.zeros((), dtype=torch.int64, device=logprobs.device)
+    if objective == "policy_gradient":
+        return PolicyLoss(-(weights * advantages * logprobs).sum(), none, none)
+    ratio = (logprobs - old_logprobs).exp()
+    clipped = ratio.clamp(1 - epsilon, 1 + epsilon_high)
+    if delta is not None:
+        ratio = ratio.clamp(max=delta)
+    gains = torch.minimum(ratio * advantages, clipped * advantages)
+    low = ((ratio < 1 - epsilon) & (advantages < 0)).sum()
+    high = ((ratio > 1 + epsilon_high) & (advantages > 0)).sum()
+    return PolicyLoss(-(weights * gains).sum(), low, high)
+
+
+def importance_weights(
+    mode: str, logprobs: Tensor, sampler_logprobs: Tensor, rows: Tensor, cap: float
+) -> Tensor:
     """min(pi / pi_sampler, cap) of every token (N,), without gradient: truncated importance
     sampling, for a sampler whose arithmetic is coarser than the learner's (Yao et al. 2025, "Your
     efficient RL framework secretly brings you off-policy RL training")."""
     return (logprobs.detach() - sampler_logprobs).exp().clamp(max=cap)
 
 
-def kl_penalty(logprobs: Tensor, reference_logprobs: Tensor, weights: Tensor) -> Tensor:
+def kl_penalty(
+    estimator: str, logprobs: Tensor, reference_logprobs: Tensor, weights: Tensor
+) -> Tensor:
     """sum(w * k3), k3 = exp(d) - d - 1, d = log ref - log pi (Schulman 2020): unbiased, >= 0."""
     difference = reference_logprobs - logprobs
     return (weights * (difference.exp() - difference - 1)).sum()
+
+
+def entropy_bonus(entropies: Tensor, weights: Tensor) -> Tensor:
+    """sum(w * H), both (N,): the mean entropy of the tokens."""
+    return (weights * entropies).sum()

@@ -111,7 +111,7 @@ def _check(stage: PretrainRecipe | SftRecipe | RlRecipe) -> None:
 
             check_sft(stage)
         case RlRecipe():
-            from forethought.training.rl import check_rl
+            from forethought.training.learner import check_rl
 
             check_rl(stage)
 

@@ -9,7 +9,7 @@ is attention, which grows with the square of the strip: siblings join only while
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -19,25 +19,34 @@ class Row:
     """One sequence to learn from. All sequences have one length.
 
     `weights[t]` normalises the loss of token t (0 leaves the token out); `advantage` multiplies
-    all of them (1 in supervised training); `sampler_logprobs[t]` is what the sampler recorded.
+    all of them (1 in supervised training), or each its own where it is a sequence;
+    `sampler_logprobs[t]` is what the sampler recorded, `old_logprobs[t]` what the policy said
+    before the first update on the row (None: what the sampler recorded).
     The first `num_prompt` tokens may be shared with other rows; they must carry no loss.
     """
 
     token_ids: Sequence[int]
     weights: Sequence[float]
-    advantage: float = 1.0
+    advantage: float | Sequence[float] = 1.0
     sampler_logprobs: Sequence[float] | None = None
+    old_logprobs: Sequence[float] | None = None
     num_prompt: int = 0
 
 
 class Learned(NamedTuple):
-    """A token that carries loss, and the column of the strip that predicts it."""
+    """A token that carries loss, and the column of the strip that predicts it.
+
+    It is token `column` of the row number `row`.
+    """
 
     predictor: int
     target: int
     weight: float
     advantage: float
     sampler_logprob: float
+    old_logprob: float
+    row: int
+    column: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -58,23 +67,24 @@ def lay_out(rows: Sequence[Row], *, pairs_per_token: float, max_tokens: int) -> 
     """
     strips: list[Strip] = []
     for siblings in _by_prompt(rows):
-        joined: list[Row] = []
-        for row in siblings:
-            if joined and not _is_worth_joining(joined, row, pairs_per_token, max_tokens):
+        joined: dict[int, Row] = {}
+        for i in siblings:
+            before = list(joined.values())
+            if joined and not _is_worth_joining(before, rows[i], pairs_per_token, max_tokens):
                 strips.append(_strip(joined))
-                joined = []
-            joined.append(row)
+                joined = {}
+            joined[i] = rows[i]
         strips.append(_strip(joined))
     return strips
 
 
-def _by_prompt(rows: Sequence[Row]) -> list[list[Row]]:
-    """Rows of one prompt together, in the order in which they first appear."""
-    groups: dict[object, list[Row]] = {}
+def _by_prompt(rows: Sequence[Row]) -> list[list[int]]:
+    """The numbers of the rows of one prompt together, in the order in which they first appear."""
+    groups: dict[object, list[int]] = {}
     for i, row in enumerate(rows):
         alone = row.num_prompt == 0
         key = i if alone else tuple(row.token_ids[: row.num_prompt])
-        groups.setdefault(key, []).append(row)
+        groups.setdefault(key, []).append(i)
     return list(groups.values())
 
 
@@ -89,27 +99,39 @@ def _is_worth_joining(
     return pairs_per_token > 0 and is_worth_it and after <= max_tokens
 
 
-def _strip(rows: Sequence[Row]) -> Strip:
-    prompt = rows[0].num_prompt
-    token_ids = list(rows[0].token_ids[:prompt])
+def _strip(rows: Mapping[int, Row]) -> Strip:
+    """Siblings by their number, one behind the other."""
+    first = next(iter(rows.values()))
+    prompt = first.num_prompt
+    token_ids = list(first.token_ids[:prompt])
     position_ids, branches = list(range(prompt)), [0] * prompt
     learned: list[Learned] = []
-    for branch, row in enumerate(rows, start=1):
-        start, count = len(token_ids), len(row.token_ids)
+    for branch, (number, row) in enumerate(rows.items(), start=1):
+        learned += _learned(row, number, start=len(token_ids))
+        count = len(row.token_ids)
         token_ids += row.token_ids[prompt:]
         position_ids += range(prompt, count)
         branches += [branch] * (count - prompt)
-        logprobs = row.sampler_logprobs
-        for t in range(max(1, prompt), count):
-            if row.weights[t]:
-                learned.append(
-                    Learned(
-                        # the first token of a completion is predicted by the prompt's last
-                        predictor=prompt - 1 if t == prompt else start + t - prompt - 1,
-                        target=row.token_ids[t],
-                        weight=row.weights[t],
-                        advantage=row.advantage,
-                        sampler_logprob=0.0 if logprobs is None else logprobs[t],
-                    )
-                )
     return Strip(token_ids=token_ids, position_ids=position_ids, branches=branches, learned=learned)
+
+
+def _learned(row: Row, number: int, start: int) -> list[Learned]:
+    """The tokens of `row` that carry loss, its completion laid out from column `start` on."""
+    prompt, advantage = row.num_prompt, row.advantage
+    sampler = row.sampler_logprobs
+    old = sampler if row.old_logprobs is None else row.old_logprobs
+    return [
+        Learned(
+            # the first token of a completion is predicted by the prompt's last
+            predictor=prompt - 1 if t == prompt else start + t - prompt - 1,
+            target=row.token_ids[t],
+            weight=row.weights[t],
+            advantage=advantage if isinstance(advantage, float | int) else advantage[t],
+            sampler_logprob=0.0 if sampler is None else sampler[t],
+            old_logprob=0.0 if old is None else old[t],
+            row=number,
+            column=t,
+        )
+        for t in range(max(1, prompt), len(row.token_ids))
+        if row.weights[t]
+    ]

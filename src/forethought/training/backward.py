@@ -1,0 +1,169 @@
+"""The gradient of one update: kept rollouts packed into micro-batches, losses added up.
+
+Everything is normalised over all rollouts of the update, those that were filtered out too, so
+neither filtering nor the size of a micro-batch changes the gradient (without KL and entropy terms).
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from forethought.models.heads import Reading
+from forethought.models.precision import compute_in
+from forethought.models.threads import fit_threads
+from forethought.schema import RlRecipe
+from forethought.training.batch import Batch, pack_batches, read_batch
+from forethought.training.held import Scores, updates_per_batch
+from forethought.training.learner import Learner
+from forethought.training.loop import Metrics
+from forethought.training.losses import (
+    PolicyLoss,
+    entropy_bonus,
+    importance_weights,
+    kl_penalty,
+    policy_loss,
+    token_weights,
+)
+from forethought.training.strips import Row
+from forethought.types import Rollout
+
+_INT8_CAP = 2.0  # as the paper of truncated importance sampling has it
+
+
+def backward(
+    learner: Learner,
+    rollouts: Sequence[Rollout],
+    kept: Sequence[int],
+    scores: Sequence[Scores] | None = None,
+) -> Metrics:
+    """Add up the gradient of the rollouts numbered `kept`; `scores` are of all `rollouts`."""
+    weights = token_weights(learner.recipe.estimator, rollouts, learner.recipe.max_tokens)
+    rows = [_row(rollouts[i], weights[i], scores[i] if scores else None) for i in kept]
+    sums: dict[str, float] = defaultdict(float)
+    for batch in batches_of(learner, rows):
+        reading = read(learner, learner.policy, batch, wants_entropy=_wants_entropy(learner.recipe))
+        loss = _loss(learner, batch, reading, sums)
+        loss.backward()  # type: ignore[no-untyped-call]
+        sums["loss"] += loss.item()
+        gap = (reading.logprobs.detach() - batch.sampler_logprobs).abs().sum()
+        sums["gap"] += gap.item()
+        sums["learned"] += len(batch.targets)
+        sums["cells"] += batch.input_ids.numel()
+    return _metrics(learner.recipe, sums)
+
+
+def _loss(learner: Learner, batch: Batch, reading: Reading, sums: dict[str, float]) -> Tensor:
+    """The loss of one micro-batch; what it consists of is added to `sums`."""
+    recipe = learner.recipe
+    surrogate = _surrogate(recipe, batch, reading, sums)
+    loss = surrogate.loss
+    sums["clipped_low"] += int(surrogate.low_clipped)
+    sums["clipped_high"] += int(surrogate.high_clipped)
+    if learner.reference is not None and recipe.kl_in == "loss":
+        with torch.no_grad():
+            reference = read(learner, learner.reference, batch).logprobs
+        penalty = kl_penalty(recipe.kl_estimator, reading.logprobs, reference, batch.weights)
+        loss = loss + recipe.kl_coefficient * penalty
+        sums["kl"] += penalty.item()
+    if reading.entropies is not None:
+        bonus = entropy_bonus(reading.entropies, batch.weights)
+        loss = loss - recipe.entropy_coefficient * bonus
+        sums["entropy"] += bonus.item()
+    return loss
+
+
+def _surrogate(
+    recipe: RlRecipe, batch: Batch, reading: Reading, sums: dict[str, float]
+) -> PolicyLoss:
+    """The part of the loss whose gradient raises what paid."""
+    weights = batch.weights
+    is_reused = updates_per_batch(recipe) > 1
+    cap = importance_cap(recipe)
+    if cap is not None:
+        ours = batch.old_logprobs if is_reused else reading.logprobs
+        ratio = importance_weights(
+            recipe.importance_mode, ours, batch.sampler_logprobs, batch.rows, cap
+        )
+        weights = weights * ratio
+        sums["capped"] += int((ratio >= cap).sum()) + int((ratio == 0).sum())
+    return policy_loss(
+        "clip" if is_reused else "policy_gradient",
+        reading.logprobs,
+        batch.old_logprobs,
+        batch.advantages,
+        weights,
+        batch.rows,
+        epsilon=0.2 if recipe.epsilon is None else recipe.epsilon,
+        epsilon_high=0.2 if recipe.epsilon_high is None else recipe.epsilon_high,
+        delta=recipe.delta,
+    )
+
+
+def _metrics(recipe: RlRecipe, sums: dict[str, float]) -> Metrics:
+    count = max(1, sums["learned"])
+    metrics = {
+        "loss/policy": float(sums["loss"]),
+        "policy/sampler_gap": sums["gap"] / count,
+        "total/learned_tokens": float(sums["learned"]),
+        "total/computed_tokens": float(sums["cells"]),
+    }
+    if importance_cap(recipe) is not None:
+        metrics["policy/capped_frac"] = sums["capped"] / count
+    if updates_per_batch(recipe) > 1:
+        metrics["policy/clipped_low_frac"] = sums["clipped_low"] / count
+        metrics["policy/clipped_high_frac"] = sums["clipped_high"] / count
+    if recipe.kl_coefficient and recipe.kl_in == "loss":
+        metrics["policy/kl"] = float(sums["kl"])
+    if _wants_entropy(recipe):
+        metrics["policy/token_entropy"] = float(sums["entropy"])
+    return metrics
+
+
+def importance_cap(recipe: RlRecipe) -> float | None:
+    """The cap of a token's weight, None where sampler and policy count as one."""
+    if recipe.importance_cap is None and recipe.rollout_dtype == "int8":
+        return _INT8_CAP
+    return recipe.importance_cap
+
+
+def _wants_entropy(recipe: RlRecipe) -> bool:
+    return recipe.entropy_coefficient > 0 and recipe.entropy_in == "loss"
+
+
+def _row(rollout: Rollout, weight: float, scores: Scores | None) -> Row:
+    assert rollout.advantage is not None, "advantages are assigned before the update"
+    own = None if scores is None else scores.advantages
+    return Row(
+        token_ids=rollout.token_ids,
+        weights=[weight if sampled else 0.0 for sampled in rollout.sampled_mask],
+        advantage=rollout.advantage if own is None else own,
+        sampler_logprobs=rollout.logprobs,
+        old_logprobs=None if scores is None else scores.logprobs,
+        num_prompt=rollout.sampled_mask.index(True),
+    )
+
+
+def batches_of(learner: Learner, rows: Sequence[Row]) -> Iterator[Batch]:
+    """The rows as micro-batches, on as many threads as the machine has free."""
+    for batch in pack_batches(
+        rows,
+        max_batch_tokens=learner.recipe.max_batch_tokens,
+        pad_id=learner.tokenizer.pad_token_id,
+        device=str(learner.policy.device),
+        pairs_per_token=learner.pairs_per_token,
+    ):
+        fit_threads()
+        yield batch
+
+
+def read(
+    learner: Learner, model: PreTrainedModel, batch: Batch, *, wants_entropy: bool = False
+) -> Reading:
+    """What `model` says of the batch's targets, at the temperature of sampling."""
+    with compute_in(str(model.device), learner.dtype):
+        return read_batch(model, batch, learner.recipe.temperature, wants_entropy=wants_entropy)

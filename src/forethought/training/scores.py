@@ -1,0 +1,122 @@
+"""A pass without gradient over rollouts: what a model says of them before anything is learned."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import replace
+
+import torch
+from transformers import PreTrainedModel
+
+from forethought.schema import RlRecipe
+from forethought.training.backward import batches_of, importance_cap, read
+from forethought.training.held import Scores, updates_per_batch
+from forethought.training.learner import Learner
+from forethought.training.strips import Row
+from forethought.types import Rollout, RolloutGroup
+
+
+def needs_scores(recipe: RlRecipe) -> bool:
+    """True where the sampler's own log-probabilities do not say all that the updates need."""
+    is_reused = updates_per_batch(recipe) > 1
+    return recipe.top_entropy_quantile < 1 or (is_reused and importance_cap(recipe) is not None)
+
+
+@torch.no_grad()
+def read_rollouts(
+    learner: Learner,
+    model: PreTrainedModel,
+    rollouts: Sequence[Rollout],
+    *,
+    wants_entropy: bool = False,
+) -> tuple[list[list[float]], list[list[float]]]:
+    """Log-probabilities and entropies (0 unless wanted), a value a token of each rollout."""
+    rows = [
+        Row(
+            token_ids=r.token_ids,
+            weights=[float(sampled) for sampled in r.sampled_mask],
+            num_prompt=r.sampled_mask.index(True),
+        )
+        for r in rollouts
+    ]
+    logprobs = [[0.0] * len(row.token_ids) for row in rows]
+    entropies = [[0.0] * len(row.token_ids) for row in rows]
+    for batch in batches_of(learner, rows):
+        reading = read(learner, model, batch, wants_entropy=wants_entropy)
+        places = list(zip(batch.rows.tolist(), batch.columns.tolist(), strict=True))
+        for (row, column), value in zip(places, reading.logprobs.tolist(), strict=True):
+            logprobs[row][column] = value
+        if reading.entropies is not None:
+            for (row, column), value in zip(places, reading.entropies.tolist(), strict=True):
+                entropies[row][column] = value
+    return logprobs, entropies
+
+
+def score_rollouts(
+    learner: Learner, rollouts: Sequence[Rollout], kept: Sequence[int]
+) -> list[Scores]:
+    """The scores of all rollouts; those that are not kept are not read and keep the sampler's."""
+    quantile = learner.recipe.top_entropy_quantile
+    some = [rollouts[i] for i in kept]
+    logprobs, entropies = read_rollouts(learner, learner.policy, some, wants_entropy=quantile < 1)
+    scores = [Scores(logprobs=r.logprobs) for r in rollouts]
+    for i, values in zip(kept, logprobs, strict=True):
+        scores[i] = Scores(logprobs=tuple(values))
+    if quantile < 1:
+        for i, advantages in zip(kept, _of_uncertain(some, entropies, quantile), strict=True):
+            scores[i] = replace(scores[i], advantages=tuple(advantages))
+    return scores
+
+
+def _of_uncertain(
+    rollouts: Sequence[Rollout], entropies: Sequence[Sequence[float]], quantile: float
+) -> list[list[float]]:
+    """Advantages a token: 0 for all but the `quantile` of tokens with the highest entropy.
+
+    "Beyond the 80/20 rule" (Wang et al. 2025, arXiv 2506.01939); TRL's top_entropy_quantile.
+    """
+    found = sorted(
+        value
+        for rollout, row in zip(rollouts, entropies, strict=True)
+        for value, sampled in zip(row, rollout.sampled_mask, strict=True)
+        if sampled
+    )
+    if not found:
+        return [[] for _ in rollouts]
+    threshold = found[max(0, len(found) - math.ceil(quantile * len(found)))]
+    return [
+        [(r.advantage or 0.0) if value >= threshold else 0.0 for value in row]
+        for r, row in zip(rollouts, entropies, strict=True)
+    ]
+
+
+def charge_rewards(learner: Learner, groups: Sequence[RolloutGroup]) -> list[RolloutGroup]:
+    """Rewards less what the recipe charges for a rollout's log-probability.
+
+    kl_in = "reward":       r - kl_coefficient * sum over tokens of (log pi - log ref)
+    entropy_in = "reward":  r - entropy_coefficient * sum over tokens of log pi
+
+    The sum of k1 is an unbiased estimate of the sequence's KL divergence, as RLOO has it (Ahmadian
+    et al. 2024, arXiv 2402.14740); the second is maximum-entropy RL (Ziebart 2010; Haarnoja et al.
+    2018). pi is what the sampler recorded. An ungraded rollout stays ungraded.
+    """
+    recipe = learner.recipe
+    wants_kl = learner.reference is not None and recipe.kl_in == "reward"
+    wants_entropy = recipe.entropy_coefficient > 0 and recipe.entropy_in == "reward"
+    if not wants_kl and not wants_entropy:
+        return list(groups)
+    rollouts = [rollout for group in groups for rollout in group.rollouts]
+    charges = [0.0] * len(rollouts)
+    if wants_entropy:
+        charges = [recipe.entropy_coefficient * sum(r.logprobs) for r in rollouts]
+    if wants_kl:
+        assert learner.reference is not None
+        reference, _ = read_rollouts(learner, learner.reference, rollouts)
+        for i, (rollout, theirs) in enumerate(zip(rollouts, reference, strict=True)):
+            charges[i] += recipe.kl_coefficient * (sum(rollout.logprobs) - sum(theirs))
+    charged = iter(
+        r if r.reward is None else replace(r, reward=r.reward - charge)
+        for r, charge in zip(rollouts, charges, strict=True)
+    )
+    return [replace(g, rollouts=tuple(next(charged) for _ in g.rollouts)) for g in groups]
