@@ -55,7 +55,7 @@ def refusal(data: dict[str, Any], *overrides: str) -> str:
     with pytest.raises(RecipeError) as caught:
         parse_recipe(data, overrides)
     sentence = str(caught.value)
-    assert sentence and "\n" not in sentence and len(sentence) < 500
+    assert sentence and "\n" not in sentence and len(sentence) < 1000
     return sentence
 
 
