@@ -1,10 +1,11 @@
 """Seconds of training until the bundled model answers as well as TRL 1.16 makes it.
 
-    python bench/bench_accuracy.py [--seeds 0 1 2] [--steps 30]
+    python bench/bench_accuracy.py [--seeds 0 1 2] [--steps 30] [--set KEY=VALUE ...]
 
 Both sides start from the bundled model and train on one family with the same examples and rewards,
 32 prompts x 8 rollouts a step. TRL's learning rate is the best of three on the first seed, by the
-accuracy of its last copies; ours is the quickstart's. Every few steps the weights are kept, off
+accuracy of its last copies; ours is the quickstart's, and --set changes our recipe (with several
+updates a batch, a step is a batch of rollouts). Every few steps the weights are kept, off
 the clock; afterwards our engine answers the same held-out problems with each copy, two samples a
 problem. A target is reached at the first copy from which on accuracy stays above a share of TRL's
 final gain. Writes docs/results/accuracy.json.
@@ -30,6 +31,7 @@ from forethought.models.save import save_model
 from forethought.sampling.local import LocalEngine
 from forethought.schema import RlRecipe
 from forethought.tasks.base import load_task
+from forethought.training.held import updates_per_batch
 from forethought.training.learner import build_learner
 from forethought.training.rl import start_or_resume, train_step
 from forethought.training.stages import start_run
@@ -67,7 +69,7 @@ def train_trl(model: Path, rate: str, seed: int, steps: int, folder: Path) -> di
     return {int(step): spent for step, spent in seconds.items()}
 
 
-def train_own(seed: int, steps: int, folder: Path) -> dict[int, float]:
+def train_own(seed: int, steps: int, folder: Path, changes: list[str]) -> dict[int, float]:
     recipe = parse_recipe(
         {
             "stage": "rl",
@@ -83,16 +85,20 @@ def train_own(seed: int, steps: int, folder: Path) -> dict[int, float]:
             "eval_problems": 0,
             "optimizer": {"learning_rate": 4e-4, "warmup_steps": 5},
             "reward": {"parts": {"accuracy": 1.0, "format": 0.1}},
-        }
+        },
+        changes,
     )
     assert isinstance(recipe, RlRecipe), "the recipe above is one of RL"
+    updates = updates_per_batch(recipe)
+    recipe = recipe.model_copy(update={"num_steps": steps * updates})
     seconds, spent = {}, 0.0
     with start_run(recipe, ["bench_accuracy"]) as run:
         learner = build_learner(recipe, run)
         start_or_resume(learner, run, 0)
         for step in range(1, steps + 1):
             began = time.perf_counter()
-            train_step(learner, run, step)
+            for update in range(updates):
+                train_step(learner, run, (step - 1) * updates + update + 1)
             spent += time.perf_counter() - began
             if step % EVERY == 0:
                 save_model(learner.policy, learner.tokenizer, folder / f"step-{step}")
@@ -158,6 +164,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--steps", type=int, default=30)
+    parser.add_argument("--set", action="append", default=[], dest="changes", metavar="KEY=VALUE")
     arguments = parser.parse_args()
     base, steps, first = "bundled:seedling", arguments.steps, arguments.seeds[0]
     curves: dict[str, list[dict[str, float]]] = {}
@@ -180,7 +187,7 @@ def main() -> None:
         seeds = {}
         for seed in arguments.seeds:
             theirs, folder = peer(best, seed), Path(temporary) / f"own-{seed}"
-            own = curve(folder, train_own(seed, steps, folder), base)
+            own = curve(folder, train_own(seed, steps, folder, arguments.changes), base)
             curves[f"own_{seed}"] = own
             seeds[f"seed_{seed}"] = compare(start, theirs, own)
             print(json.dumps(seeds[f"seed_{seed}"]), file=sys.stderr)

@@ -1,15 +1,17 @@
-"""Train the bundled model with TRL's GRPOTrainer, keeping a copy of the weights every few steps.
+"""Train a model with TRL's GRPOTrainer, keeping a copy of the weights every few steps.
 
     .bench/trl/bin/python bench/peers/trl_train.py MODEL TASK LEARNING_RATE SEED STEPS EVERY FOLDER
+        [--prompts 32] [--group 8] [--max-tokens 80] [--micro-batch 256] [--dtype float32]
 
-Run by bench_accuracy.py in an environment with trl 1.16.0 and PYTHONPATH=src: examples and rewards
-are Forethought's own. Writes FOLDER/step-N and prints a JSON line with the seconds until each.
+Run by bench_accuracy.py and bench_smollm2_step.py in an environment with trl 1.16.0 and
+PYTHONPATH=src: examples and rewards are Forethought's own. Writes FOLDER/step-N and prints a JSON
+line with the seconds until each.
 """
 
 from __future__ import annotations
 
+import argparse
 import json
-import sys
 import time
 from pathlib import Path
 
@@ -20,7 +22,7 @@ from trl import GRPOConfig, GRPOTrainer
 from forethought.grading.rewards import load_reward, score_rollouts
 from forethought.tasks.base import load_task
 
-PROMPTS, GROUP, MAX_TOKENS, WARMUP = 32, 8, 80, 5
+WARMUP = 5
 
 
 class Keep(TrainerCallback):
@@ -41,10 +43,23 @@ class Keep(TrainerCallback):
             self.seconds[state.global_step] = self.spent
 
 
+def read_options() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__)
+    kinds = {"model": str, "task": str, "rate": float, "seed": int, "steps": int, "every": int}
+    for name, kind in (kinds | {"folder": str}).items():
+        parser.add_argument(name, type=kind)
+    parser.add_argument("--prompts", type=int, default=32)
+    parser.add_argument("--group", type=int, default=8)
+    parser.add_argument("--max-tokens", type=int, default=80)
+    parser.add_argument("--micro-batch", type=int, default=256)
+    parser.add_argument("--dtype", default="float32")
+    return parser.parse_args()
+
+
 def main() -> None:
-    model, name, rate, seed, steps, every, folder = sys.argv[1:]
-    task = load_task(name, split="train", seed=int(seed))
-    examples = [task[i] for i in range(min(len(task), PROMPTS * int(steps)))]
+    options = read_options()
+    task = load_task(options.task, split="train", seed=options.seed)
+    examples = [task[i] for i in range(min(len(task), options.prompts * options.steps))]
     parts = [load_reward("accuracy", weight=1.0), load_reward("format", weight=0.1)]
 
     def reward(completions, place, **_):  # type: ignore[no-untyped-def]
@@ -53,21 +68,23 @@ def main() -> None:
         grades = [task.grade(example, text) for example, text in zip(asked, texts, strict=True)]
         return [result.reward for result in score_rollouts(parts, asked, texts, grades)]
 
-    keep = Keep(Path(folder), int(every))
+    rollouts = options.prompts * options.group
+    keep = Keep(Path(options.folder), options.every)
     config = GRPOConfig(
-        output_dir=folder,
-        model_init_kwargs={"dtype": "float32"},
+        output_dir=options.folder,
+        model_init_kwargs={"dtype": options.dtype},
         use_cpu=True,
         bf16=False,
         gradient_checkpointing=False,
-        per_device_train_batch_size=PROMPTS * GROUP,
-        num_generations=GROUP,
-        max_completion_length=MAX_TOKENS,
-        max_steps=int(steps),
-        learning_rate=float(rate),
+        per_device_train_batch_size=options.micro_batch,
+        gradient_accumulation_steps=rollouts // options.micro_batch,
+        num_generations=options.group,
+        max_completion_length=options.max_tokens,
+        max_steps=options.steps,
+        learning_rate=options.rate,
         lr_scheduler_type="constant_with_warmup",
-        warmup_steps=WARMUP,
-        seed=int(seed),
+        warmup_steps=min(WARMUP, options.steps - 1),
+        seed=options.seed,
         report_to="none",
         save_strategy="no",
         logging_strategy="no",
@@ -76,7 +93,7 @@ def main() -> None:
     prompts = [[dict(message) for message in example.messages] for example in examples]
     data = Dataset.from_dict({"prompt": prompts, "place": list(range(len(examples)))})
     trainer = GRPOTrainer(
-        model=model, reward_funcs=reward, args=config, train_dataset=data, callbacks=[keep]
+        model=options.model, reward_funcs=reward, args=config, train_dataset=data, callbacks=[keep]
     )
     trainer.train()
     print(json.dumps(keep.seconds))

@@ -1,0 +1,110 @@
+"""A step of RL on a real model against TRL 1.16: SmolLM2-135M after the recipe's cold start.
+
+    python bench/bench_smollm2_step.py [--model RUN] [--repeats 3]
+
+Both sides make the steps of recipes/smollm2-arithmetic.toml: 16 prompts x 8 rollouts of at most 64
+tokens, the same problems and rewards. TRL makes two steps in a process of its own, of which the
+second counts, in float32 in micro-batches of 32; ours makes two likewise, in float16 and in int8.
+The cold start is made first, unless --model names one. Writes docs/results/smollm2_step.json.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import tomllib
+from pathlib import Path
+
+from forethought.models.load import load_model
+from forethought.models.save import save_model
+from forethought.toml import to_toml
+from record import write_result
+
+ROOT = Path(__file__).resolve().parent.parent
+TRL = ROOT / ".bench" / "trl" / "bin" / "python"
+TASK, PROMPTS, GROUP, MAX_TOKENS, RATE = "sum:difficulty=2", 16, 8, 64, 2e-5
+
+
+def cold_start(folder: Path) -> Path:
+    """The SFT stage of the recipe alone."""
+    tables = tomllib.loads((ROOT / "recipes" / "smollm2-arithmetic.toml").read_text("utf-8"))
+    recipe = folder / "sft.toml"
+    run = {"run_dir": str(folder / "run"), "model": tables["model"], "seed": tables["seed"]}
+    recipe.write_text(to_toml(tables["sft"] | run), encoding="utf-8")
+    command = [sys.executable, "-m", "forethought", "train", str(recipe)]
+    subprocess.run(command, check=True, stdout=sys.stderr)
+    return folder / "run" / "model"
+
+
+def trl(model: Path, folder: Path) -> float:
+    """Seconds of TRL's second step."""
+    command = [
+        TRL, ROOT / "bench/peers/trl_train.py", model, TASK, RATE, 0, 2, 1, folder,
+        "--prompts", PROMPTS, "--group", GROUP, "--max-tokens", MAX_TOKENS, "--micro-batch", 32,
+    ]  # fmt: skip
+    done = subprocess.run(
+        [str(part) for part in command],
+        check=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+        env=os.environ | {"PYTHONPATH": str(ROOT / "src")},
+    )
+    until = json.loads(done.stdout.splitlines()[-1])
+    return float(until["2"] - until["1"])
+
+
+def ours(model: Path, folder: Path, rollout_dtype: str) -> float:
+    """Seconds of our second step."""
+    changes = {
+        "stage": "rl", "model": model, "run_dir": folder, "task": TASK, "num_steps": 2,
+        "prompts_per_step": PROMPTS, "group_size": GROUP, "max_tokens": MAX_TOKENS,
+        "max_rows": 128, "max_batch_tokens": 2048, "eval_problems": 0,
+        "rollout_dtype": rollout_dtype, "optimizer.learning_rate": RATE,
+    }  # fmt: skip
+    recipe = folder.with_suffix(".toml")
+    recipe.write_text("", encoding="utf-8")
+    command = [sys.executable, "-m", "forethought", "train", str(recipe)]
+    for key, value in changes.items():
+        command += ["--set", f"{key}={value}"]
+    subprocess.run(command, check=True, stdout=sys.stderr)
+    lines = (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+    return float(json.loads(lines[-1])["time/step_seconds"])
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--model", help="a model folder, or a run folder of the cold start")
+    parser.add_argument("--repeats", type=int, default=3)
+    arguments = parser.parse_args()
+    seconds: dict[str, list[float]] = {"trl": [], "float16": [], "int8": []}
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary)
+        loaded = load_model(arguments.model or str(cold_start(folder)), dtype="float32")
+        model = folder / "model"
+        save_model(loaded.model, loaded.tokenizer, model)
+        del loaded
+        for repeat in range(arguments.repeats):
+            seconds["trl"].append(trl(model, folder / f"trl-{repeat}"))
+            for rollout_dtype in ("float16", "int8"):
+                run = folder / f"{rollout_dtype}-{repeat}"
+                seconds[rollout_dtype].append(ours(model, run, rollout_dtype))
+            print(json.dumps({name: found[-1] for name, found in seconds.items()}), file=sys.stderr)
+    medians = {name: statistics.median(found) for name, found in seconds.items()}
+    write_result(
+        "smollm2_step",
+        command="python bench/bench_smollm2_step.py",
+        seeds=[0],
+        raw=seconds,
+        summary={name: round(value, 1) for name, value in medians.items()}
+        | {f"{n}_ratio": round(medians["trl"] / medians[n], 2) for n in ("float16", "int8")},
+    )
+
+
+if __name__ == "__main__":
+    main()
