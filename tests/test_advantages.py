@@ -1,4 +1,4 @@
-"""Scaling of rewards, REINFORCE++, and the advantages of tokens, against their definitions."""
+"""Baselines, scales and the advantages of tokens against their definitions."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import statistics
 from collections.abc import Sequence
 
 import pytest
-from hypothesis import given
+from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from forethought.training.advantages import (
@@ -31,6 +31,61 @@ def graded(group: Sequence[float | None]) -> list[float]:
 
 def spread(values: Sequence[float]) -> float:
     return statistics.stdev(values) if len(values) > 1 else 0.0
+
+
+def estimate(name: str, *groups: Sequence[float | None]) -> list[list[float]]:
+    return ESTIMATORS[name](groups)
+
+
+def test_advantages_by_hand() -> None:
+    group = [1.0, 0.0, 0.0, 1.0, 1.0]  # mean 0.6, unbiased variance 0.3
+    assert estimate("dr_grpo", group) == [pytest.approx([0.4, -0.6, -0.6, 0.4, 0.4])]
+    # leave one out: 1 - 2/4, 0 - 3/4
+    assert estimate("rloo", group) == [pytest.approx([0.5, -0.75, -0.75, 0.5, 0.5])]
+    std = math.sqrt(0.3) + 1e-4
+    assert estimate("grpo", group) == [
+        pytest.approx([0.4 / std, -0.6 / std, -0.6 / std, 0.4 / std, 0.4 / std])
+    ]
+    # one baseline for the whole step: mean of 1, 0, 0, 3 is 1
+    assert estimate("reinforce", [1.0, 0.0], [0.0, 3.0]) == [
+        pytest.approx([0.0, -1.0]),
+        pytest.approx([-1.0, 2.0]),
+    ]
+
+
+REWARDS = st.lists(st.floats(-10, 10), min_size=2, max_size=16)
+
+
+@given(REWARDS)
+def test_rloo_is_each_reward_less_the_mean_of_the_others(rewards: list[float]) -> None:
+    [found] = estimate("rloo", rewards)
+    assert sum(found) == pytest.approx(0.0, abs=1e-9)
+    for i, advantage in enumerate(found):
+        others = rewards[:i] + rewards[i + 1 :]
+        assert advantage == pytest.approx(rewards[i] - sum(others) / len(others), abs=1e-9)
+
+
+@given(REWARDS, st.floats(0.5, 100), st.floats(-10, 10))
+def test_grpo_ignores_scale_and_shift(rewards: list[float], scale: float, shift: float) -> None:
+    assume(max(rewards) - min(rewards) > 1)
+    [before] = estimate("grpo", rewards)
+    [after] = estimate("grpo", [scale * r + shift for r in rewards])
+    assert after == pytest.approx(before, rel=2e-3, abs=1e-6)  # up to the 1e-4 beside the std
+    assert all(abs(a) <= math.sqrt(len(rewards)) for a in before)
+
+
+@given(st.sampled_from(["rloo", "grpo", "dr_grpo"]), GROUPS, GROUPS)
+def test_groups_do_not_see_each_other(
+    name: str, first: list[list[float | None]], second: list[list[float | None]]
+) -> None:
+    estimator = ESTIMATORS[name]
+    assert estimator(first + second) == estimator(first) + estimator(second)
+
+
+@pytest.mark.parametrize("name", BASELINES)
+def test_a_single_graded_sibling_teaches_nothing_in_its_group(name: str) -> None:
+    assert estimate(name, [None, 1.0, None]) == [[0.0, 0.0, 0.0]]
+    assert estimate(name, [None, None]) == [[0.0, 0.0]]
 
 
 @given(GROUPS)
@@ -89,9 +144,11 @@ def test_grpo_without_its_division_is_dr_grpo_and_the_other_way_round(
 
 @pytest.mark.parametrize("name", BASELINES)
 @pytest.mark.parametrize("scale", SCALES)
-@pytest.mark.parametrize("value", [0.0, 1.0, 0.1 + 0.2, 1 / 3, -1e9 / 7])
+@pytest.mark.parametrize("value", [0.0, 1.0, 0.1 + 0.2, 1 / 3, -1e9 / 7, 1e-300])
 def test_equal_rewards_teach_exactly_nothing(name: str, scale: str, value: float) -> None:
-    assert advantages_of([[value] * 3, [value] * 7], name, scale) == [[0.0] * 3, [0.0] * 7]
+    for count in (1, 2, 3, 7, 16):
+        groups = [[value] * count] * 2
+        assert advantages_of(groups, name, scale) == [[0.0] * count] * 2
 
 
 @pytest.mark.parametrize("name", ["rloo", "grpo", "dr_grpo", "reinforce_plus_plus"])

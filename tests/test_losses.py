@@ -13,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from forethought.schema import RlRecipe
 from forethought.training.advantages import ESTIMATORS
 from forethought.training.algorithms import ALGORITHMS, Aggregation, Objective
 from forethought.training.losses import (
@@ -474,6 +475,11 @@ def test_an_algorithm_is_made_of_parts_that_exist(name: str) -> None:
     assert algorithm.aggregation in AGGREGATIONS and algorithm.objective in OBJECTIVES
     assert algorithm.needs_critic == (algorithm.advantages == "reward")
     assert 0 < algorithm.epsilon <= algorithm.epsilon_high
+
+
+def test_a_recipe_may_name_every_algorithm_without_a_critic() -> None:
+    named = get_args(RlRecipe.model_fields["estimator"].annotation)
+    assert set(named) == {name for name, a in ALGORITHMS.items() if not a.needs_critic}
 
 
 def test_algorithms_have_the_numbers_of_their_papers() -> None:
