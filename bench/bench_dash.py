@@ -39,6 +39,7 @@ from forethought.evaluation.metrics import paired_difference
 from forethought.models.heads import token_logprobs
 from forethought.run import Run
 from forethought.schema import RlRecipe
+from forethought.training.algorithms import ALGORITHMS
 from forethought.training.learner import Learner, build_learner, check_rl
 from forethought.training.losses import kl_penalty, token_weights
 from forethought.training.rl import start_or_resume, train_step
@@ -158,7 +159,11 @@ def lay_out(learner: Learner, rollouts: Sequence[Rollout], num_groups: int) -> A
     weights and advantages of these positions: padding weighs nothing."""
     width = max(len(r.token_ids) for r in rollouts)
     prompt = rollouts[0].sampled_mask.index(True)
-    per_token = token_weights(learner.recipe.estimator, rollouts, learner.recipe.max_tokens)
+    per_token = token_weights(
+        ALGORITHMS[learner.recipe.estimator].aggregation,
+        [r.num_sampled for r in rollouts],
+        learner.recipe.max_tokens,
+    )
     pad = learner.tokenizer.pad_token_id
     padded = [[*r.token_ids, *[pad] * (width - len(r.token_ids))] for r in rollouts]
     input_ids = torch.tensor(padded)

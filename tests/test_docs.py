@@ -29,7 +29,7 @@ from forethought.tasks.gym_families import EXACT_FAMILIES, SLOW_FAMILIES
 from forethought.tasks.gym_scoring import SCREENED_FAMILIES
 from forethought.tasks.problems import Arithmetic, Family
 from forethought.training import advantages
-from forethought.training.advantages import ESTIMATORS
+from forethought.training.algorithms import ALGORITHMS
 from forethought.types import FinishReason, GradeStatus, SamplingParams, Usage
 from tiny_models import make_folder
 
@@ -221,7 +221,7 @@ def test_the_example_of_a_strategy_works() -> None:
 
 def test_every_estimator_is_described() -> None:
     described = {cells[0] for cells in rows(section(read("algorithms.md"), "Estimators"))}
-    assert described == ESTIMATORS.keys()
+    assert described == ALGORITHMS.keys()
 
 
 def test_every_file_that_is_named_exists() -> None:

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from hypothesis import assume, given
+from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
@@ -22,13 +22,12 @@ from forethought.schema import Optimizer, PretrainRecipe, RlRecipe
 from forethought.tasks.base import load_task
 from forethought.tasks.traces import Document
 from forethought.training import checkpoint
-from forethought.training.advantages import ESTIMATORS
+from forethought.training.algorithms import ALGORITHMS
 from forethought.training.backward import backward
 from forethought.training.batch import Batch, pack_batches
 from forethought.training.filters import filter_rollouts, has_signal
 from forethought.training.learner import Learner
 from forethought.training.loop import Metrics, run_steps
-from forethought.training.losses import kl_penalty, policy_loss, token_weights
 from forethought.training.muon import Muon, orthogonalise
 from forethought.training.rollouts import assign_advantages, draw_examples, sample_rollouts
 from forethought.training.strips import Row
@@ -39,6 +38,7 @@ from forethought.types import Example, FinishReason, Rollout, RolloutGroup
 from tiny_runs import pretrain_tables, rl_tables, tiny_policy, tiny_tokenizer
 
 PAD = 0
+CRITIC_FREE = [name for name, algorithm in ALGORITHMS.items() if not algorithm.needs_critic]
 TOKENIZER = tiny_tokenizer()
 
 
@@ -133,89 +133,6 @@ def test_short_rows_leave_a_large_batch_but_not_a_small_one() -> None:
     assert shapes([100] * 20 + [90] * 20) == [(40, 100)]
 
 
-# --- advantages ---
-
-
-def estimate(name: str, *groups: Sequence[float | None]) -> list[list[float]]:
-    return ESTIMATORS[name](groups)
-
-
-def test_advantages_by_hand() -> None:
-    group = [1.0, 0.0, 0.0, 1.0, 1.0]  # mean 0.6, unbiased variance 0.3
-    assert estimate("dr_grpo", group) == [pytest.approx([0.4, -0.6, -0.6, 0.4, 0.4])]
-    # leave one out: 1 - 2/4, 0 - 3/4
-    assert estimate("rloo", group) == [pytest.approx([0.5, -0.75, -0.75, 0.5, 0.5])]
-    std = math.sqrt(0.3) + 1e-4
-    assert estimate("grpo", group) == [
-        pytest.approx([0.4 / std, -0.6 / std, -0.6 / std, 0.4 / std, 0.4 / std])
-    ]
-    # one baseline for the whole step: mean of 1, 0, 0, 3 is 1
-    assert estimate("reinforce", [1.0, 0.0], [0.0, 3.0]) == [
-        pytest.approx([0.0, -1.0]),
-        pytest.approx([-1.0, 2.0]),
-    ]
-
-
-REWARDS = st.lists(st.floats(-10, 10), min_size=2, max_size=16)
-GROUPS = st.lists(
-    st.lists(st.none() | st.floats(-10, 10), min_size=1, max_size=8), min_size=1, max_size=5
-)
-
-
-@given(REWARDS)
-def test_rloo_is_each_reward_less_the_mean_of_the_others(rewards: list[float]) -> None:
-    [found] = estimate("rloo", rewards)
-    assert sum(found) == pytest.approx(0.0, abs=1e-9)
-    for i, advantage in enumerate(found):
-        others = rewards[:i] + rewards[i + 1 :]
-        assert advantage == pytest.approx(rewards[i] - sum(others) / len(others), abs=1e-9)
-
-
-@given(REWARDS, st.floats(0.5, 100), st.floats(-10, 10))
-def test_grpo_ignores_scale_and_shift(rewards: list[float], scale: float, shift: float) -> None:
-    assume(max(rewards) - min(rewards) > 1)
-    [before] = estimate("grpo", rewards)
-    [after] = estimate("grpo", [scale * r + shift for r in rewards])
-    assert after == pytest.approx(before, rel=2e-3, abs=1e-6)  # up to the 1e-4 beside the std
-    assert all(abs(a) <= math.sqrt(len(rewards)) for a in before)
-
-
-@pytest.mark.parametrize("name", ESTIMATORS)
-@pytest.mark.parametrize("value", [0.0, 1.0, 0.1 + 0.2, 1 / 3, -1e9 / 7, 1e-300])
-@pytest.mark.parametrize("count", [1, 2, 3, 7, 16])
-def test_equal_rewards_teach_exactly_nothing(name: str, value: float, count: int) -> None:
-    assert estimate(name, [value] * count, [value] * count) == [[0.0] * count] * 2
-
-
-@given(st.sampled_from(sorted(ESTIMATORS)), GROUPS)
-def test_ungraded_rollouts_get_nothing_and_move_no_baseline(
-    name: str, groups: list[list[float | None]]
-) -> None:
-    found = ESTIMATORS[name](groups)
-    graded = [[r for r in group if r is not None] for group in groups]
-    alone = ESTIMATORS[name](graded)
-    for group, advantages, expected in zip(groups, found, alone, strict=True):
-        assert [a for a, r in zip(advantages, group, strict=True) if r is None] == [0.0] * sum(
-            r is None for r in group
-        )
-        kept = [a for a, r in zip(advantages, group, strict=True) if r is not None]
-        assert kept == pytest.approx(expected)
-
-
-@given(st.sampled_from(["rloo", "grpo", "dr_grpo"]), GROUPS, GROUPS)
-def test_groups_do_not_see_each_other(
-    name: str, first: list[list[float | None]], second: list[list[float | None]]
-) -> None:
-    estimator = ESTIMATORS[name]
-    assert estimator(first + second) == estimator(first) + estimator(second)
-
-
-@pytest.mark.parametrize("name", ESTIMATORS)
-def test_a_single_graded_sibling_teaches_nothing_in_its_group(name: str) -> None:
-    assert estimate(name, [None, 1.0, None]) == [[0.0, 0.0, 0.0]]
-    assert estimate(name, [None, None]) == [[0.0, 0.0]]
-
-
 # --- filters ---
 
 
@@ -282,16 +199,17 @@ def naive_logprob(model: Any, ids: Sequence[int], t: int, temperature: float) ->
 def naive_loss(
     model: Any, rollouts: Sequence[Rollout], estimator: str, max_tokens: int, temperature: float
 ) -> Tensor:
-    """The estimators' losses, written as in their papers: a loop over rollouts and tokens."""
+    """The losses of fresh rollouts as in their papers: a loop over rollouts and tokens."""
+    aggregation = ALGORITHMS[estimator].aggregation
     sampled = [[t for t, m in enumerate(r.sampled_mask) if m] for r in rollouts]
     total = torch.zeros(())
     for r, steps in zip(rollouts, sampled, strict=True):
         assert r.advantage is not None
         terms = [r.advantage * naive_logprob(model, r.token_ids, t, temperature) for t in steps]
         summed = torch.stack(terms).sum()
-        if estimator == "grpo":  # mean over tokens, then over rollouts
+        if aggregation == "sequence_mean":  # over tokens, then over rollouts
             total = total - summed / len(steps) / len(rollouts)
-        elif estimator == "dr_grpo":  # a constant
+        elif aggregation == "constant":
             total = total - summed / max_tokens / len(rollouts)
         else:  # every token of the step alike
             total = total - summed / sum(map(len, sampled))
@@ -346,7 +264,7 @@ def backward_gradient(rollouts: Sequence[Rollout], kept: Sequence[int], **change
     return gradient(policy)
 
 
-@pytest.mark.parametrize("estimator", ESTIMATORS)
+@pytest.mark.parametrize("estimator", CRITIC_FREE)
 @pytest.mark.parametrize("temperature", [1.0, 0.7])
 def test_loss_and_gradient_equal_the_formula(estimator: str, temperature: float) -> None:
     rollouts = some_rollouts()
@@ -361,7 +279,7 @@ def test_loss_and_gradient_equal_the_formula(estimator: str, temperature: float)
     assert close(found, gradient(policy))
 
 
-@pytest.mark.parametrize("estimator", ESTIMATORS)
+@pytest.mark.parametrize("estimator", CRITIC_FREE)
 def test_micro_batches_do_not_change_the_gradient(estimator: str) -> None:
     rollouts = some_rollouts()
     everyone = range(len(rollouts))
@@ -373,7 +291,7 @@ def test_micro_batches_do_not_change_the_gradient(estimator: str) -> None:
         assert close(found, whole)
 
 
-@pytest.mark.parametrize("estimator", ESTIMATORS)
+@pytest.mark.parametrize("estimator", CRITIC_FREE)
 def test_filtering_does_not_change_the_gradient(estimator: str) -> None:
     rollouts = some_rollouts()
     kept = filter_rollouts(rollouts, min_advantage=1e-6, mask_truncated=False)
@@ -382,46 +300,6 @@ def test_filtering_does_not_change_the_gradient(estimator: str) -> None:
         backward_gradient(rollouts, kept, estimator=estimator),
         backward_gradient(rollouts, range(len(rollouts)), estimator=estimator),
     )
-
-
-def test_token_weights_by_hand() -> None:
-    rollouts = [rollout((1, 2, 3)), rollout((1, 2, 3, 4, 5, 6, 7))]  # 2 and 6 sampled tokens
-    assert token_weights("grpo", rollouts, 10) == [1 / 4, 1 / 12]
-    assert token_weights("dr_grpo", rollouts, 10) == [1 / 20, 1 / 20]
-    assert token_weights("rloo", rollouts, 10) == [1 / 8, 1 / 8]
-    assert token_weights("reinforce", rollouts, 10) == [1 / 8, 1 / 8]
-
-
-def test_policy_gradient_by_hand() -> None:
-    found = policy_loss(
-        "policy_gradient",
-        torch.tensor([-1.0, -2.0]),
-        torch.tensor([-1.0, -2.0]),
-        torch.tensor([1.0, -0.5]),
-        torch.tensor([0.5, 0.25]),
-        torch.tensor([0, 0]),
-    )
-    assert float(found.loss) == pytest.approx(0.25)  # 0.5 * 1 * 1 - 0.25 * 0.5 * 2
-
-
-LOGPROBS = st.lists(st.floats(-20, 0), min_size=1, max_size=10)
-
-
-@given(st.lists(st.tuples(st.floats(-8, 0), st.floats(-8, 0)), min_size=1, max_size=10))
-def test_kl_is_the_k3_estimate_and_never_negative(pairs: list[tuple[float, float]]) -> None:
-    ours, theirs = (torch.tensor(c, dtype=torch.float64) for c in zip(*pairs, strict=True))
-    weights = torch.full_like(ours, 0.5)
-    expected = sum(0.5 * (math.exp(r - p) - (r - p) - 1) for p, r in pairs)
-    found = float(kl_penalty("k3", ours, theirs, weights))
-    assert found == pytest.approx(expected, abs=1e-9)
-    assert found >= -1e-12
-    assert float(kl_penalty("k3", ours, ours, weights)) == 0.0
-
-
-def test_k3_is_an_unbiased_estimate_of_the_kl_divergence() -> None:
-    p, q = torch.tensor([0.5, 0.3, 0.2]), torch.tensor([0.2, 0.2, 0.6])
-    true = float((p * (p / q).log()).sum())
-    assert float(kl_penalty("k3", p.log(), q.log(), p)) == pytest.approx(true, abs=1e-6)
 
 
 def test_the_penalty_pulls_the_policy_back_to_the_reference() -> None:

@@ -201,13 +201,27 @@ class RlRecipe(RecipeBase):
     temperature: Annotated[float, Field(gt=0.0)] = 1.0
     stop_at_boxed: bool = True
     max_rows: PositiveInt = 512
-    estimator: Literal["reinforce", "rloo", "grpo", "dr_grpo"] = "rloo"
+    estimator: Literal[
+        "reinforce",
+        "rloo",
+        "reinforce_plus_plus",
+        "grpo",
+        "dr_grpo",
+        "bnpo",
+        "dapo",
+        "gspo",
+        "cispo",
+    ] = "rloo"
+    scale_rewards: Literal["group", "batch", "none"] | None = None
+    """Whose standard deviation divides advantages; None: the estimator's own choice."""
     rollout_dtype: Literal["auto", "float32", "float16", "bfloat16", "int8"] = "auto"
     importance_cap: Annotated[float, Field(ge=1.0)] | None = None
     """Cap of the weight pi / pi_sampler of a token; None: 2 with int8 rollouts, else no weight."""
     importance_mode: Literal[
         "token_truncate", "token_mask", "sequence_truncate", "sequence_mask"
     ] = "token_truncate"
+    importance_floor: Annotated[float, Field(gt=0.0, le=1.0)] | None = None
+    """The other end of the cap; None: no end."""
     num_iterations: PositiveInt = 1
     """Passes over a batch of rollouts."""
     minibatches: PositiveInt = 1
@@ -223,6 +237,8 @@ class RlRecipe(RecipeBase):
     """Weight of the KL penalty to the starting model; 0 loads no reference model."""
     kl_estimator: Literal["k1", "k2", "k3"] = "k3"
     kl_in: Literal["loss", "reward"] = "loss"
+    kl_correction: bool = False
+    """Multiply the term in the loss by pi / pi_old, with the gradient of the ratio."""
     entropy_coefficient: Annotated[float, Field(ge=0.0)] = 0.0
     """Weight of the entropy bonus."""
     entropy_in: Literal["loss", "reward"] = "loss"
@@ -252,6 +268,27 @@ class RlRecipe(RecipeBase):
                         f"{key}={getattr(self, key)} does nothing with one update a batch; "
                         "set num_iterations or minibatches above 1, or remove it"
                     )
+        return self
+
+    @model_validator(mode="after")
+    def _no_key_is_idle(self) -> RlRecipe:
+        has_weights = self.importance_cap is not None or self.rollout_dtype == "int8"
+        idle = [
+            (
+                self.estimator == "cispo",
+                "epsilon",
+                "with estimator='cispo', which has no lower end",
+            ),
+            (
+                self.estimator == "cispo",
+                "delta",
+                "with estimator='cispo'; its bound is epsilon_high",
+            ),
+            (not has_weights, "importance_floor", "without importance_cap"),
+        ]
+        for is_idle, key, why in idle:
+            if is_idle and getattr(self, key) is not None:
+                raise ValueError(f"{key}={getattr(self, key)} does nothing {why}; remove it")
         return self
 
 

@@ -17,6 +17,7 @@ from forethought.models.heads import Reading
 from forethought.models.precision import compute_in
 from forethought.models.threads import fit_threads
 from forethought.schema import RlRecipe
+from forethought.training.algorithms import ALGORITHMS
 from forethought.training.batch import Batch, pack_batches, read_batch
 from forethought.training.held import Scores, updates_per_batch
 from forethought.training.learner import Learner
@@ -42,7 +43,11 @@ def backward(
     scores: Sequence[Scores] | None = None,
 ) -> Metrics:
     """Add up the gradient of the rollouts numbered `kept`; `scores` are of all `rollouts`."""
-    weights = token_weights(learner.recipe.estimator, rollouts, learner.recipe.max_tokens)
+    weights = token_weights(
+        ALGORITHMS[learner.recipe.estimator].aggregation,
+        [rollout.num_sampled for rollout in rollouts],
+        learner.recipe.max_tokens,
+    )
     rows = [_row(rollouts[i], weights[i], scores[i] if scores else None) for i in kept]
     sums: dict[str, float] = defaultdict(float)
     for batch in batches_of(learner, rows):
@@ -67,7 +72,13 @@ def _loss(learner: Learner, batch: Batch, reading: Reading, sums: dict[str, floa
     if learner.reference is not None and recipe.kl_in == "loss":
         with torch.no_grad():
             reference = read(learner, learner.reference, batch).logprobs
-        penalty = kl_penalty(recipe.kl_estimator, reading.logprobs, reference, batch.weights)
+        penalty = kl_penalty(
+            recipe.kl_estimator,
+            reading.logprobs,
+            reference,
+            batch.weights,
+            _old_logprobs(recipe, batch, reading) if recipe.kl_correction else None,
+        )
         loss = loss + recipe.kl_coefficient * penalty
         sums["kl"] += penalty.item()
     if reading.entropies is not None:
@@ -81,27 +92,31 @@ def _surrogate(
     recipe: RlRecipe, batch: Batch, reading: Reading, sums: dict[str, float]
 ) -> PolicyLoss:
     """The part of the loss whose gradient raises what paid."""
-    weights = batch.weights
-    is_reused = updates_per_batch(recipe) > 1
-    cap = importance_cap(recipe)
+    weights, algorithm = batch.weights, ALGORITHMS[recipe.estimator]
+    old_logprobs = _old_logprobs(recipe, batch, reading)
+    cap, floor = importance_cap(recipe), recipe.importance_floor
     if cap is not None:
-        ours = batch.old_logprobs if is_reused else reading.logprobs
         ratio = importance_weights(
-            recipe.importance_mode, ours, batch.sampler_logprobs, batch.rows, cap
+            recipe.importance_mode, old_logprobs, batch.sampler_logprobs, batch.rows, cap, floor
         )
         weights = weights * ratio
-        sums["capped"] += int((ratio >= cap).sum()) + int((ratio == 0).sum())
+        sums["capped"] += int((ratio >= cap).sum()) + int((ratio <= (floor or 0)).sum())
     return policy_loss(
-        "clip" if is_reused else "policy_gradient",
+        algorithm.objective if updates_per_batch(recipe) > 1 else "policy_gradient",
         reading.logprobs,
-        batch.old_logprobs,
+        old_logprobs,
         batch.advantages,
         weights,
         batch.rows,
-        epsilon=0.2 if recipe.epsilon is None else recipe.epsilon,
-        epsilon_high=0.2 if recipe.epsilon_high is None else recipe.epsilon_high,
+        epsilon=algorithm.epsilon if recipe.epsilon is None else recipe.epsilon,
+        epsilon_high=algorithm.epsilon_high if recipe.epsilon_high is None else recipe.epsilon_high,
         delta=recipe.delta,
     )
+
+
+def _old_logprobs(recipe: RlRecipe, batch: Batch, reading: Reading) -> Tensor:
+    """log pi (N,) of the policy that the batch's rollouts were new to, without gradient."""
+    return batch.old_logprobs if updates_per_batch(recipe) > 1 else reading.logprobs.detach()
 
 
 def _metrics(recipe: RlRecipe, sums: dict[str, float]) -> Metrics:

@@ -116,7 +116,7 @@ def sample_batch(learner: Learner, run: Run, step: int, clock: Clock) -> Metrics
     groups = grade_rollouts(groups, learner.task, learner.parts, grades, recipe=recipe, step=step)
     clock.lap("grade")
     charged = charge_rewards(learner, groups)
-    assigned = assign_advantages(charged, recipe.estimator)
+    assigned = assign_advantages(charged, recipe.estimator, recipe.scale_rewards)
     rollouts = [rollout for group in assigned for rollout in group.rollouts]
     graded = [rollout.grade for rollout in rollouts if rollout.grade is not None]
     learner.watch.look(graded, is_last=number == batch_number(recipe, recipe.num_steps))

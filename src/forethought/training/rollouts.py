@@ -11,7 +11,8 @@ from forethought.grading.rewards import RewardPart, score_rollouts
 from forethought.sampling.draw import stable_seed
 from forethought.sampling.local import LocalEngine
 from forethought.schema import RlRecipe
-from forethought.training.advantages import ESTIMATORS
+from forethought.training.advantages import advantages_of
+from forethought.training.algorithms import ALGORITHMS
 from forethought.training.text import shuffled_index
 from forethought.types import (
     Completion,
@@ -141,8 +142,11 @@ def grade_rollouts(
     return [replace(g, rollouts=tuple(next(graded) for _ in g.rollouts)) for g in groups]
 
 
-def assign_advantages(groups: Sequence[RolloutGroup], estimator: str) -> list[RolloutGroup]:
-    """Every rollout with its advantage, by the named estimator."""
+def assign_advantages(
+    groups: Sequence[RolloutGroup], estimator: str, scale: str | None = None
+) -> list[RolloutGroup]:
+    """Every rollout with its advantage, by the named algorithm; None: scaled as its own."""
+    name = ALGORITHMS[estimator].advantages
     rewards = [[rollout.reward for rollout in group.rollouts] for group in groups]
     return [
         replace(
@@ -152,5 +156,5 @@ def assign_advantages(groups: Sequence[RolloutGroup], estimator: str) -> list[Ro
                 for rollout, advantage in zip(group.rollouts, advantages, strict=True)
             ),
         )
-        for group, advantages in zip(groups, ESTIMATORS[estimator](rewards), strict=True)
+        for group, advantages in zip(groups, advantages_of(rewards, name, scale), strict=True)
     ]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -13,6 +12,7 @@ from forethought.schema import RlRecipe
 from forethought.training.backward import batches_of, importance_cap, read
 from forethought.training.held import Scores, updates_per_batch
 from forethought.training.learner import Learner
+from forethought.training.losses import entropy_threshold
 from forethought.training.strips import Row
 from forethought.types import Rollout, RolloutGroup
 
@@ -72,19 +72,16 @@ def score_rollouts(
 def _of_uncertain(
     rollouts: Sequence[Rollout], entropies: Sequence[Sequence[float]], quantile: float
 ) -> list[list[float]]:
-    """Advantages a token: 0 for all but the `quantile` of tokens with the highest entropy.
-
-    "Beyond the 80/20 rule" (Wang et al. 2025, arXiv 2506.01939); TRL's top_entropy_quantile.
-    """
-    found = sorted(
+    """Advantages a token: 0 for all but the `quantile` of tokens with the highest entropy."""
+    found = [
         value
         for rollout, row in zip(rollouts, entropies, strict=True)
         for value, sampled in zip(row, rollout.sampled_mask, strict=True)
         if sampled
-    )
+    ]
     if not found:
         return [[] for _ in rollouts]
-    threshold = found[max(0, len(found) - math.ceil(quantile * len(found)))]
+    threshold = entropy_threshold(found, quantile)
     return [
         [(r.advantage or 0.0) if value >= threshold else 0.0 for value in row]
         for r, row in zip(rollouts, entropies, strict=True)
