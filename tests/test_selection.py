@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from random import Random
@@ -19,11 +18,11 @@ from forethought.training.selection import (
     Gathered,
     Selection,
     Source,
-    from_json,
     gather,
+    load_selection,
     num_to_draw,
+    save_selection,
     source_of,
-    to_json,
 )
 from forethought.training.text import shuffled_index
 from forethought.types import Example, FinishReason, Grade, GradeStatus, Rollout, RolloutGroup
@@ -63,11 +62,11 @@ class Model:
             example_id=example.id,
             token_ids=(1, 2),
             sampled_mask=(False, True),
-            logprobs=(0.0, -0.5),
+            logprobs=(0.0, -0.1 / 3),
             text="",
             finish_reason=FinishReason.EOS,
             grade=Grade(score=score, status=GradeStatus.CORRECT if score else GradeStatus.WRONG),
-            reward=score,
+            reward=score + 0.1,
             policy_version=self.step - 1,
         )
 
@@ -105,12 +104,13 @@ METHODS: dict[str, dict[str, Any]] = {
 
 
 @pytest.mark.parametrize("name", METHODS)
-def test_a_resumed_run_gathers_the_same_batches(name: str) -> None:
+def test_a_resumed_run_gathers_the_same_batches(name: str, tmp_path: Path) -> None:
     whole, _ = train(Selection(), range(1, 13), **METHODS[name])
     head, _ = train(Selection(), range(1, 8), **METHODS[name])
-    stored = json.loads(json.dumps(to_json(head[-1].state)))
-    assert from_json(stored) == head[-1].state
-    tail, _ = train(from_json(stored), range(8, 13), **METHODS[name])
+    save_selection(tmp_path, head[-1].state)
+    loaded = load_selection(tmp_path)
+    assert loaded == head[-1].state
+    tail, _ = train(loaded, range(8, 13), **METHODS[name])
     assert head + tail == whole
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections import Counter
 from collections.abc import Sequence
@@ -34,8 +33,6 @@ from forethought.training.greso import (
 from forethought.training.replay import (
     Kept,
     draw_kept,
-    kept_from_json,
-    kept_to_json,
     mean_age,
     num_replayed,
     push,
@@ -268,9 +265,4 @@ def test_a_share_of_the_batch_is_replayed_as_far_as_the_buffer_goes() -> None:
     assert num_replayed(buffer, math.nextafter(1.0, 0.0), 5) == 4  # one group is always sampled
     drawn = draw_kept(buffer, rng=Random(0), count=4)
     assert len({kept.index for kept in drawn}) == 4
-    assert mean_age(buffer[2:4], step=8) == 4.5  # sampled by the weights after steps 2 and 3
-
-
-def test_kept_groups_come_back_from_json_as_they_were() -> None:
-    kept = Kept(index=7, rollouts=group(0.1 + 0.2, 1.0, None, version=3).rollouts)
-    assert kept_from_json(json.loads(json.dumps(kept_to_json(kept)))) == kept
+    assert mean_age(buffer[2:4], policy_version=7) == 4.5  # sampled by policies 2 and 3

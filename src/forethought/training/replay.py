@@ -9,12 +9,12 @@ one that sampled, pi / pi_behaviour, whose log-probabilities a rollout carries, 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from random import Random
-from typing import Any
+from statistics import fmean
 
 from forethought.training.filters import has_signal
-from forethought.types import FinishReason, Grade, GradeStatus, Rollout, RolloutGroup
+from forethought.types import Rollout, RolloutGroup
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -46,53 +46,6 @@ def draw_kept(buffer: Sequence[Kept], *, rng: Random, count: int) -> list[Kept]:
     return rng.sample(list(buffer), count)
 
 
-def mean_age(kept: Sequence[Kept], step: int) -> float:
-    """Updates between sampling and learning, on average; a rollout of this step's policy has 0."""
-    ages = [step - 1 - r.policy_version for entry in kept for r in entry.rollouts]
-    return sum(ages) / len(ages)
-
-
-def kept_to_json(kept: Kept) -> dict[str, Any]:
-    """An entry as JSON values. Numbers come back as the same bits."""
-    return {"index": kept.index, "rollouts": [_rollout_to_json(r) for r in kept.rollouts]}
-
-
-def kept_from_json(data: dict[str, Any]) -> Kept:
-    rollouts = tuple(_rollout_from_json(row) for row in data["rollouts"])
-    return Kept(index=data["index"], rollouts=rollouts)
-
-
-def _rollout_to_json(rollout: Rollout) -> dict[str, Any]:
-    grade = rollout.grade
-    return {
-        "example_id": rollout.example_id,
-        "token_ids": list(rollout.token_ids),
-        "sampled_mask": [int(sampled) for sampled in rollout.sampled_mask],
-        "logprobs": list(rollout.logprobs),
-        "text": rollout.text,
-        "finish_reason": rollout.finish_reason,
-        "grade": None
-        if grade is None
-        else [grade.score, grade.status, grade.extracted, grade.seconds],
-        "reward": rollout.reward,
-        "reward_parts": dict(rollout.reward_parts),
-        "policy_version": rollout.policy_version,
-    }
-
-
-def _rollout_from_json(row: dict[str, Any]) -> Rollout:
-    grade = row["grade"] and Grade(
-        score=row["grade"][0],
-        status=GradeStatus(row["grade"][1]),
-        extracted=row["grade"][2],
-        seconds=row["grade"][3],
-    )
-    rollout = Rollout(
-        **{name: row[name] for name in ("example_id", "text", "reward", "policy_version")},
-        token_ids=tuple(row["token_ids"]),
-        sampled_mask=tuple(map(bool, row["sampled_mask"])),
-        logprobs=tuple(row["logprobs"]),
-        finish_reason=FinishReason(row["finish_reason"]),
-        reward_parts=row["reward_parts"],
-    )
-    return replace(rollout, grade=grade)
+def mean_age(kept: Sequence[Kept], policy_version: int) -> float:
+    """Updates between the policies that sampled the entries and the given one, on average."""
+    return fmean(policy_version - r.policy_version for entry in kept for r in entry.rollouts)

@@ -2,24 +2,26 @@
 
 `gather` is the story: draw, sample, see what came, draw again while too few groups have signal
 (dynamic sampling, DAPO, Yu et al. 2025, arXiv 2503.14476), add replayed groups, keep the siblings
-that vary most. What it remembers is a `Selection`, frozen; every decision is a pure function of
-that, the seed and the step.
+that vary most. What it remembers is a `Selection`, frozen; every decision is a pure function
+of that, the seed and the number of the batch.
 """
 
 from __future__ import annotations
 
+import json
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cache
+from pathlib import Path
 from random import Random
 from statistics import fmean
-from typing import Any
+
+from pydantic import TypeAdapter
 
 from forethought.schema import RlRecipe
 from forethought.training.difficulty import (
     History,
-    Rate,
     bucket_of,
     count_failures,
     draw_near_half,
@@ -30,8 +32,6 @@ from forethought.training.greso import Greso, adjust, count_visits, kind_of, wal
 from forethought.training.replay import (
     Kept,
     draw_kept,
-    kept_from_json,
-    kept_to_json,
     mean_age,
     num_replayed,
     push,
@@ -44,6 +44,7 @@ from forethought.types import Example, RolloutGroup, Task
 Sample = Callable[[list[Example], int], list[RolloutGroup]]
 Indexed = Sequence[tuple[int, RolloutGroup]]  # with the index of its example in the task
 
+_FILE = "selection.json"
 _SPARE = 1.25  # of examples drawn to fill a batch, as in GRESO's adaptive batch size
 
 
@@ -57,37 +58,18 @@ class Selection:
     buffer: tuple[Kept, ...] = ()
 
 
-def to_json(state: Selection) -> dict[str, Any]:
-    """The state as JSON values; `from_json` gives back the same bits."""
-    greso, history = state.greso, state.history
-    return {
-        "cursor": state.cursor,
-        "greso": {
-            "p_easy": greso.p_easy,
-            "p_hard": greso.p_hard,
-            "streaks": {str(i): streak for i, streak in greso.streaks.items()},
-        },
-        "examples": {str(i): [r.failures, r.rollouts] for i, r in history.examples.items()},
-        "buckets": {name: [r.failures, r.rollouts] for name, r in history.buckets.items()},
-        "buffer": [kept_to_json(kept) for kept in state.buffer],
-    }
+def save_selection(folder: Path, state: Selection) -> None:
+    """Write the state into a checkpoint's folder."""
+    content = json.dumps(_ADAPTER.dump_python(state, mode="json"))
+    (folder / _FILE).write_text(content, encoding="utf-8")
 
 
-def from_json(data: Mapping[str, Any]) -> Selection:
-    greso = data["greso"]
-    return Selection(
-        cursor=data["cursor"],
-        greso=Greso(
-            p_easy=greso["p_easy"],
-            p_hard=greso["p_hard"],
-            streaks={int(i): streak for i, streak in greso["streaks"].items()},
-        ),
-        history=History(
-            examples={int(i): Rate(*rate) for i, rate in data["examples"].items()},
-            buckets={name: Rate(*rate) for name, rate in data["buckets"].items()},
-        ),
-        buffer=tuple(kept_from_json(kept) for kept in data["buffer"]),
-    )
+def load_selection(folder: Path) -> Selection:
+    """What `save_selection` wrote, the same bits: JSON's numbers have all digits of a float."""
+    return _ADAPTER.validate_python(json.loads((folder / _FILE).read_text(encoding="utf-8")))
+
+
+_ADAPTER: TypeAdapter[Selection] = TypeAdapter(Selection)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -117,17 +99,17 @@ class Gathered:
     state: Selection
 
 
-def gather(source: Source, state: Selection, step: int, sample: Sample) -> Gathered:
-    """The batch of `step`, with as many calls of `sample` as `select.max_batches` allows."""
+def gather(source: Source, state: Selection, number: int, sample: Sample) -> Gathered:
+    """Batch 1, 2, ... with as many calls of `sample` as `select.max_batches` allows."""
     recipe, select = source.recipe, source.recipe.select
-    rng = Random(f"{recipe.seed}/replay/{step}")
+    rng = Random(f"{recipe.seed}/replay/{number}")
     count = num_replayed(state.buffer, select.replay_share, recipe.prompts_per_step)
     kept = draw_kept(state.buffer, rng=rng, count=count)
     wanted = recipe.prompts_per_step - count
     sampled: list[tuple[int, RolloutGroup]] = []
     walked, num_calls, num_drawn = state, 0, wanted
     while num_drawn and num_calls < select.max_batches:
-        indices, walked = draw_indices(source, walked, step, num_drawn, sampled)
+        indices, walked = draw_indices(source, walked, number, num_drawn, sampled)
         if not indices:  # every example is in the batch
             break
         groups = sample([source.task[i] for i in indices], len(sampled))
@@ -146,7 +128,9 @@ def gather(source: Source, state: Selection, step: int, sample: Sample) -> Gathe
         metrics |= {"select/batches": float(num_calls), "select/groups": float(len(learned))}
     if select.replay_share:
         metrics |= {"select/replayed_frac": len(kept) / len(learned)}
-        metrics |= {"select/replay_age": mean_age(kept, step)} if kept else {}
+    if kept:
+        version = sampled[0][1].rollouts[0].policy_version
+        metrics |= {"select/replay_age": mean_age(kept, version)}
     return Gathered(
         sampled=[group for _, group in sampled],
         learned=learned,
@@ -157,7 +141,7 @@ def gather(source: Source, state: Selection, step: int, sample: Sample) -> Gathe
 
 
 def draw_indices(
-    source: Source, state: Selection, step: int, count: int, sampled: Indexed = ()
+    source: Source, state: Selection, number: int, count: int, sampled: Indexed = ()
 ) -> tuple[list[int], Selection]:
     """`count` indices of examples, and the state after the draw. `sampled` is of the same batch."""
     recipe, size = source.recipe, len(source.task)
@@ -166,7 +150,7 @@ def draw_indices(
             state.history,
             source.bucket,
             size=size,
-            rng=Random(f"{recipe.seed}/difficulty/{step}/{len(sampled)}"),
+            rng=Random(f"{recipe.seed}/difficulty/{number}/{len(sampled)}"),
             count=count,
             temperature=recipe.select.difficulty_temperature,
             taken={index for index, _ in sampled},
