@@ -22,7 +22,6 @@ from forethought.training.selection import (
     load_selection,
     num_to_draw,
     save_selection,
-    source_of,
 )
 from forethought.training.text import shuffled_index
 from forethought.types import Example, FinishReason, Grade, GradeStatus, Rollout, RolloutGroup
@@ -34,7 +33,7 @@ SIZE = 24
 def source(**select: Any) -> Source:
     tables = rl_tables(Path("m"), Path("r"), prompts_per_step=6, group_size=4, select=select)
     recipe = RlRecipe.model_validate(tables)
-    return source_of(recipe, load_task("sum:difficulty=2", split="train", size=SIZE))
+    return Source(recipe=recipe, task=load_task("sum:difficulty=2", split="train", size=SIZE))
 
 
 @dataclass
@@ -229,7 +228,7 @@ def test_replay_fills_its_share_from_earlier_groups_with_signal() -> None:
 
 def test_a_task_smaller_than_the_batch_gives_what_it_has() -> None:
     recipe = source(examples="difficulty", max_batches=3).recipe
-    small = source_of(recipe, load_task("sum:difficulty=2", split="train", size=4))
+    small = Source(recipe=recipe, task=load_task("sum:difficulty=2", split="train", size=4))
     model = Model(step=1)
     gather(small, Selection(), 1, model.sample)
     assert sorted(model.calls[0]) == [0, 1, 2, 3]

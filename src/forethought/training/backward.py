@@ -18,7 +18,7 @@ from forethought.models.precision import compute_in
 from forethought.models.threads import fit_threads
 from forethought.schema import RlRecipe
 from forethought.training.batch import Batch, pack_batches, read_batch
-from forethought.training.held import Scores, updates_per_batch
+from forethought.training.held import Scores, is_off_policy
 from forethought.training.learner import Learner
 from forethought.training.loop import Metrics
 from forethought.training.losses import (
@@ -82,17 +82,17 @@ def _surrogate(
 ) -> PolicyLoss:
     """The part of the loss whose gradient raises what paid."""
     weights = batch.weights
-    is_reused = updates_per_batch(recipe) > 1
+    is_old = is_off_policy(recipe)
     cap = importance_cap(recipe)
     if cap is not None:
-        ours = batch.old_logprobs if is_reused else reading.logprobs
+        ours = batch.old_logprobs if is_old else reading.logprobs
         ratio = importance_weights(
             recipe.importance_mode, ours, batch.sampler_logprobs, batch.rows, cap
         )
         weights = weights * ratio
         sums["capped"] += int((ratio >= cap).sum()) + int((ratio == 0).sum())
     return policy_loss(
-        "clip" if is_reused else "policy_gradient",
+        "clip" if is_old else "policy_gradient",
         reading.logprobs,
         batch.old_logprobs,
         batch.advantages,
@@ -114,7 +114,7 @@ def _metrics(recipe: RlRecipe, sums: dict[str, float]) -> Metrics:
     }
     if importance_cap(recipe) is not None:
         metrics["policy/capped_frac"] = sums["capped"] / count
-    if updates_per_batch(recipe) > 1:
+    if is_off_policy(recipe):
         metrics["policy/clipped_low_frac"] = sums["clipped_low"] / count
         metrics["policy/clipped_high_frac"] = sums["clipped_high"] / count
     if recipe.kl_coefficient and recipe.kl_in == "loss":

@@ -25,6 +25,8 @@ from forethought.types import Rollout
 
 def token_weights(estimator: str, rollouts: Sequence[Rollout], max_tokens: int) -> list[float]:
     """The weight w of each rollout's tokens (the same for all tokens of a rollout)."""
+    if not rollouts:  # a part of a batch that has fewer groups than parts
+        return []
     if estimator == "grpo":
         return [1.0 / (max(1, r.num_sampled) * len(rollouts)) for r in rollouts]
     if estimator == "dr_grpo":

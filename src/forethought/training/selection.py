@@ -12,7 +12,6 @@ import json
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cache
 from pathlib import Path
 from random import Random
 from statistics import fmean
@@ -74,15 +73,16 @@ _ADAPTER: TypeAdapter[Selection] = TypeAdapter(Selection)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Source:
-    """Where examples come from, and how: `bucket(i)` is that of example i."""
+    """Where examples come from, and how. `buckets` saves looking up the same example again."""
 
     recipe: RlRecipe
     task: Task
-    bucket: Callable[[int], str]
+    buckets: dict[int, str] = field(default_factory=dict)
 
-
-def source_of(recipe: RlRecipe, task: Task) -> Source:
-    return Source(recipe=recipe, task=task, bucket=cache(lambda index: bucket_of(task[index])))
+    def bucket(self, index: int) -> str:
+        if index not in self.buckets:
+            self.buckets[index] = bucket_of(self.task[index])
+        return self.buckets[index]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
