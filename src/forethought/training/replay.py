@@ -8,6 +8,7 @@ one that sampled, pi / pi_behaviour, whose log-probabilities a rollout carries, 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from random import Random
@@ -48,4 +49,5 @@ def draw_kept(buffer: Sequence[Kept], *, rng: Random, count: int) -> list[Kept]:
 
 def mean_age(kept: Sequence[Kept], policy_version: int) -> float:
     """Updates between the policies that sampled the entries and the given one, on average."""
-    return fmean(policy_version - r.policy_version for entry in kept for r in entry.rollouts)
+    ages = [policy_version - r.policy_version for entry in kept for r in entry.rollouts]
+    return fmean(ages) if ages else math.nan

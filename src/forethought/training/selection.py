@@ -127,10 +127,11 @@ def gather(source: Source, state: Selection, number: int, sample: Sample) -> Gat
     if select.max_batches > 1:
         metrics |= {"select/batches": float(num_calls), "select/groups": float(len(learned))}
     if select.replay_share:
-        metrics |= {"select/replayed_frac": len(kept) / len(learned)}
-    if kept:
         version = sampled[0][1].rollouts[0].policy_version
-        metrics |= {"select/replay_age": mean_age(kept, version)}
+        metrics |= {
+            "select/replayed_frac": len(kept) / len(learned),
+            "select/replay_age": mean_age(kept, version),
+        }
     return Gathered(
         sampled=[group for _, group in sampled],
         learned=learned,
