@@ -45,10 +45,10 @@ from forethought.training.losses import kl_penalty, token_weights
 from forethought.training.rl import start_or_resume, train_step
 from forethought.training.rollouts import (
     assign_advantages,
-    draw_examples,
     grade_rollouts,
     sample_rollouts,
 )
+from forethought.training.selection import Source, draw_indices
 from forethought.training.stages import start_run
 from forethought.training.update import apply_update
 from forethought.types import Rollout, RolloutGroup
@@ -116,7 +116,13 @@ class Clock:
 
 def plain_step(learner: Learner, way: Way, step: int, clock: Clock) -> None:
     recipe = learner.recipe
-    examples = draw_examples(learner.task, recipe.seed, step, recipe.prompts_per_step)
+    indices, learner.state.selection = draw_indices(
+        Source(recipe=recipe, task=learner.task),
+        learner.state.selection,
+        step,
+        recipe.prompts_per_step,
+    )
+    examples = [learner.task[index] for index in indices]
     if way.is_ahead:
         groups = sample_rollouts(learner.engine, examples, recipe, step)
     else:

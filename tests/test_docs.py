@@ -40,6 +40,7 @@ TABLES = {
     "Architecture": "[architecture]",
     "Mixture": "[mixture]",
     "Quality": "[mixture.quality]",
+    "Select": "[select]",
     "Reward": "[reward]",
     "CosineLength": "[reward.cosine_length]",
     "SoftOverlong": "[reward.soft_overlong]",
@@ -142,9 +143,12 @@ def logged(tmp_path_factory: pytest.TempPathFactory) -> Logged:
     rl |= {"eval_problems": 2, "eval_samples": 1}
     rl |= {"num_iterations": 2, "entropy_coefficient": 0.1}
     sft = shared | {"stage": "sft", "data": str(data), "traces_per_step": 1}
+    greso = rl | {"select": {"examples": "greso", "max_batches": 2, "replay_share": 0.5}}
+    difficulty = rl | {"select": {"examples": "difficulty"}}
+    recipes = {"sft": sft, "greso": greso, "difficulty": difficulty, "rl": rl}
     names: set[str] = set()
-    for recipe in (sft, rl):
-        parsed = parse_recipe(recipe | {"run_dir": str(folder / recipe["stage"])})
+    for name, recipe in recipes.items():
+        parsed = parse_recipe(recipe | {"run_dir": str(folder / name)})
         with start_run(parsed, ["forethought"]) as run:
             run_stage(parsed, run)
             names |= {name for row in run.metrics() for name in row}

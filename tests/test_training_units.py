@@ -29,7 +29,7 @@ from forethought.training.filters import filter_rollouts, has_signal
 from forethought.training.learner import Learner
 from forethought.training.loop import Metrics, run_steps
 from forethought.training.muon import Muon, orthogonalise
-from forethought.training.rollouts import assign_advantages, draw_examples, sample_rollouts
+from forethought.training.rollouts import assign_advantages, sample_rollouts
 from forethought.training.strips import Row
 from forethought.training.supervised import encode_documents, supervised_step
 from forethought.training.text import shuffled_index
@@ -340,7 +340,7 @@ def test_sampler_and_trainer_agree_on_what_was_sampled(temperature: float) -> No
     recipe = rl_recipe(temperature=temperature, max_tokens=12, prompts_per_step=3)
     learner = learner_for(recipe, policy)
     learner.engine.update_weights(policy, 1)
-    examples = draw_examples(learner.task, 0, 1, 3)
+    examples = [learner.task[i] for i in range(3)]
     rollouts = [r for g in sample_rollouts(learner.engine, examples, recipe, 1) for r in g.rollouts]
     assert all(r.policy_version == 1 for r in rollouts)
     for r in rollouts:

@@ -38,9 +38,7 @@ SHARED = {
 def build_trainer(case: dict[str, Any], folder: Path, batch: list[dict[str, Any]]) -> Any:
     """A trainer that takes `batch` for what it sampled; `batch` may be refilled afterwards."""
     model = str(folder / "policy")
-    config, trainer = (
-        (RLOOConfig, RLOOTrainer) if case["is_rloo"] else (GRPOConfig, GRPOTrainer)
-    )
+    config, trainer = (RLOOConfig, RLOOTrainer) if case["is_rloo"] else (GRPOConfig, GRPOTrainer)
     settings = {"per_device_train_batch_size": len(batch)} | case["trl"]
     found = trainer(
         model=model,

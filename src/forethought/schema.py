@@ -187,6 +187,26 @@ class Reward(Section):
         return self
 
 
+class Select(Section):
+    """Which examples a batch is sampled from, and which of its groups are learned from."""
+
+    examples: Literal["walk", "greso", "difficulty"] = "walk"
+    """How examples are drawn: one after the other; past those that stopped teaching; or near a
+    failure rate of one half."""
+    target_dead_share: Annotated[float, Field(gt=0.0, lt=1.0)] = 0.25
+    """With greso: the share of sampled groups that may be without signal."""
+    difficulty_temperature: Annotated[float, Field(gt=0.0)] = 0.1
+    """With difficulty: how far from one half a failure rate may be."""
+    max_batches: PositiveInt = 1
+    """Engine calls of one batch, made until `prompts_per_step` groups have signal."""
+    keep_per_group: Annotated[int, Field(ge=2)] | None = None
+    """Siblings of a group that are learned from, those whose rewards vary most; None: all."""
+    replay_share: Decay = 0.0
+    """Share of a batch's groups that come from earlier batches."""
+    replay_capacity: PositiveInt = 256
+    """How many groups with signal are kept for that, the newest."""
+
+
 class RlRecipe(RecipeBase):
     """Reinforcement learning with a verifiable reward."""
 
@@ -246,6 +266,7 @@ class RlRecipe(RecipeBase):
     """Share of the tokens, those of highest entropy, that carry the policy gradient."""
     mask_truncated: bool = False
     reward: Reward = Reward()
+    select: Select = Select()
     eval_task: str | None = None
     """Held-out task for the curves; None uses the test split of `task`."""
     eval_problems: Annotated[int, Field(ge=0)] = 100
@@ -261,12 +282,12 @@ class RlRecipe(RecipeBase):
                 f"minibatches={self.minibatches} must be at most prompts_per_step="
                 f"{self.prompts_per_step}: a part holds whole groups"
             )
-        if self.num_iterations * self.minibatches == 1:
+        if self.num_iterations * self.minibatches == 1 and not self.select.replay_share:
             for key in ("epsilon", "epsilon_high", "delta"):
                 if getattr(self, key) is not None:
                     raise ValueError(
                         f"{key}={getattr(self, key)} does nothing with one update a batch; "
-                        "set num_iterations or minibatches above 1, or remove it"
+                        "set num_iterations, minibatches or select.replay_share, or remove it"
                     )
         return self
 
@@ -289,6 +310,15 @@ class RlRecipe(RecipeBase):
         for is_idle, key, why in idle:
             if is_idle and getattr(self, key) is not None:
                 raise ValueError(f"{key}={getattr(self, key)} does nothing {why}; remove it")
+        return self
+
+    @model_validator(mode="after")
+    def _subset_fits(self) -> RlRecipe:
+        keep = self.select.keep_per_group
+        if keep is not None and keep > self.group_size:
+            raise ValueError(
+                f"select.keep_per_group={keep} must be at most group_size={self.group_size}"
+            )
         return self
 
 

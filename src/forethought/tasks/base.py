@@ -72,6 +72,7 @@ class FamilyTask:
             answer=self.family.work(content, Arithmetic()).answer,
             meta={
                 "family": self.family.name,
+                "difficulty": self.difficulty,
                 "key": self.family.key(content),
                 "content": content,
                 "plain": plain,

@@ -19,7 +19,7 @@ from forethought.models.threads import fit_threads
 from forethought.schema import RlRecipe
 from forethought.training.algorithms import ALGORITHMS
 from forethought.training.batch import Batch, pack_batches, read_batch
-from forethought.training.held import Scores, updates_per_batch
+from forethought.training.held import Scores, is_off_policy
 from forethought.training.learner import Learner
 from forethought.training.loop import Metrics
 from forethought.training.losses import (
@@ -102,7 +102,7 @@ def _surrogate(
         weights = weights * ratio
         sums["capped"] += int((ratio >= cap).sum()) + int((ratio <= (floor or 0)).sum())
     return policy_loss(
-        algorithm.objective if updates_per_batch(recipe) > 1 else "policy_gradient",
+        algorithm.objective if is_off_policy(recipe) else "policy_gradient",
         reading.logprobs,
         old_logprobs,
         batch.advantages,
@@ -116,7 +116,7 @@ def _surrogate(
 
 def _old_logprobs(recipe: RlRecipe, batch: Batch, reading: Reading) -> Tensor:
     """log pi (N,) of the policy that the batch's rollouts were new to, without gradient."""
-    return batch.old_logprobs if updates_per_batch(recipe) > 1 else reading.logprobs.detach()
+    return batch.old_logprobs if is_off_policy(recipe) else reading.logprobs.detach()
 
 
 def _metrics(recipe: RlRecipe, sums: dict[str, float]) -> Metrics:
@@ -129,7 +129,7 @@ def _metrics(recipe: RlRecipe, sums: dict[str, float]) -> Metrics:
     }
     if importance_cap(recipe) is not None:
         metrics["policy/capped_frac"] = sums["capped"] / count
-    if updates_per_batch(recipe) > 1:
+    if is_off_policy(recipe):
         metrics["policy/clipped_low_frac"] = sums["clipped_low"] / count
         metrics["policy/clipped_high_frac"] = sums["clipped_high"] / count
     if recipe.kl_coefficient and recipe.kl_in == "loss":

@@ -52,6 +52,11 @@ def updates_per_batch(recipe: RlRecipe) -> int:
     return recipe.num_iterations * recipe.minibatches
 
 
+def is_off_policy(recipe: RlRecipe) -> bool:
+    """True where an update may learn from rollouts that an older policy sampled."""
+    return updates_per_batch(recipe) > 1 or recipe.select.replay_share > 0
+
+
 def batch_number(recipe: RlRecipe, step: int) -> int:
     """Which batch of rollouts step 1, 2, ... learns from, counted from 1."""
     return (step - 1) // updates_per_batch(recipe) + 1

@@ -25,6 +25,7 @@ from forethought.tasks.check import refuse_unsound
 from forethought.training.batch import pairs_per_token
 from forethought.training.checkpoint import settled_dtypes
 from forethought.training.held import Held
+from forethought.training.selection import Selection
 from forethought.training.update import Optimizers, build_optimizers
 from forethought.types import Task
 
@@ -37,6 +38,8 @@ class LearnerState:
     """What changes from step to step beside weights and optimizer; a checkpoint holds it."""
 
     held: Held | None = None  # rollouts that further updates will learn from
+    selection: Selection = field(default_factory=Selection)  # what the choice of examples goes by
+    buckets: dict[int, str] = field(default_factory=dict)  # looked up, and not in a checkpoint
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

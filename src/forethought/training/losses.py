@@ -37,6 +37,8 @@ def token_weights(aggregation: Aggregation, lengths: Sequence[int], max_tokens: 
       less.
     - constant: 1 / (N * max_tokens), without that bias (Dr. GRPO, arXiv 2503.20783).
     """
+    if not lengths:  # a part of a batch that has fewer groups than parts
+        return []
     if aggregation == "sequence_mean":
         return [1.0 / (max(1, length) * len(lengths)) for length in lengths]
     if aggregation == "constant":

@@ -32,12 +32,13 @@ from forethought.training.rl_metrics import describe_rollouts, evaluation_metric
 from forethought.training.rollouts import (
     StepGrades,
     assign_advantages,
-    draw_examples,
     grade_rollouts,
     sample_rollouts,
 )
 from forethought.training.scores import charge_rewards, needs_scores, score_rollouts
+from forethought.training.selection import Source, gather, load_selection, save_selection
 from forethought.training.update import apply_update
+from forethought.types import Example, RolloutGroup
 
 
 def run_rl(recipe: RlRecipe, run: Run, on_step: OnStep | None = None) -> Metrics:
@@ -52,9 +53,11 @@ def run_rl(recipe: RlRecipe, run: Run, on_step: OnStep | None = None) -> Metrics
 
     def save_extra(folder: Path) -> None:
         save_held(folder, learner.state.held)
+        save_selection(folder, learner.state.selection)
 
     def load_extra(folder: Path) -> None:
         learner.state.held = load_held(folder)
+        learner.state.selection = load_selection(folder)
 
     totals = run_steps(
         run,
@@ -106,19 +109,20 @@ def train_step(learner: Learner, run: Run, step: int) -> Metrics:
 
 
 def sample_batch(learner: Learner, run: Run, step: int, clock: Clock) -> Metrics:
-    """Sample, grade and filter the rollouts of one batch, and hold them for its updates."""
+    """Gather and filter the rollouts of one batch, and hold them for its updates."""
     recipe, number = learner.recipe, batch_number(learner.recipe, step)
-    examples = draw_examples(learner.task, recipe.seed, number, recipe.prompts_per_step)
-    grades = StepGrades(learner.task, examples)
-    groups = sample_rollouts(learner.engine, examples, recipe, number, grades)
+    source = Source(recipe=recipe, task=learner.task, buckets=learner.state.buckets)
+
+    def sample(examples: list[Example], first_place: int) -> list[RolloutGroup]:
+        return sample_and_grade(learner, examples, first_place, step, clock)
+
+    gathered = gather(source, learner.state.selection, number, sample)
+    learner.state.selection = gathered.state
     learner.engine.release()
-    clock.lap("sample")
-    groups = grade_rollouts(groups, learner.task, learner.parts, grades, recipe=recipe, step=step)
-    clock.lap("grade")
-    charged = charge_rewards(learner, groups)
+    charged = charge_rewards(learner, gathered.learned)
     assigned = assign_advantages(charged, recipe.estimator, recipe.scale_rewards)
     rollouts = [rollout for group in assigned for rollout in group.rollouts]
-    graded = [rollout.grade for rollout in rollouts if rollout.grade is not None]
+    graded = [r.grade for g in gathered.sampled for r in g.rollouts if r.grade is not None]
     learner.watch.look(graded, is_last=number == batch_number(recipe, recipe.num_steps))
     kept = filter_rollouts(
         rollouts, min_advantage=recipe.min_advantage, mask_truncated=recipe.mask_truncated
@@ -127,7 +131,24 @@ def sample_batch(learner: Learner, run: Run, step: int, clock: Clock) -> Metrics
     learner.state.held = hold(assigned, kept, scores)
     clock.lap("score")
     run.transcript(step, transcript_rows(assigned[: recipe.transcripts_per_step]))
-    return describe_rollouts(groups, len(kept), clock.laps["time/sample_seconds"])
+    fresh = assigned[: len(assigned) - gathered.num_replayed]
+    num_fresh = sum(len(group.rollouts) for group in fresh)
+    num_kept = sum(i < num_fresh for i in kept)
+    seconds = clock.laps["time/sample_seconds"]
+    return describe_rollouts(gathered.sampled, num_kept, seconds) | gathered.metrics
+
+
+def sample_and_grade(
+    learner: Learner, examples: list[Example], first_place: int, step: int, clock: Clock
+) -> list[RolloutGroup]:
+    """Graded groups for `examples`, the batch's from `first_place` on, in one engine call."""
+    recipe, number = learner.recipe, batch_number(learner.recipe, step)
+    grades = StepGrades(learner.task, examples)
+    groups = sample_rollouts(learner.engine, examples, recipe, number, grades, first_place)
+    clock.lap("sample")
+    groups = grade_rollouts(groups, learner.task, learner.parts, grades, recipe=recipe, step=step)
+    clock.lap("grade")
+    return groups
 
 
 def learn(learner: Learner, step: int) -> Metrics:
@@ -172,5 +193,6 @@ class Clock:
 
     def lap(self, name: str) -> None:
         now = time.perf_counter()
-        self.laps[f"time/{name}_seconds"] = now - self._last
+        name = f"time/{name}_seconds"
+        self.laps[name] = self.laps.get(name, 0.0) + now - self._last
         self._last = now

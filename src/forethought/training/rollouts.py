@@ -13,7 +13,6 @@ from forethought.sampling.local import LocalEngine
 from forethought.schema import RlRecipe
 from forethought.training.advantages import advantages_of
 from forethought.training.algorithms import ALGORITHMS
-from forethought.training.text import shuffled_index
 from forethought.types import (
     Completion,
     Example,
@@ -24,12 +23,6 @@ from forethought.types import (
     SamplingParams,
     Task,
 )
-
-
-def draw_examples(task: Task, seed: int, step: int, count: int) -> list[Example]:
-    """The `count` examples of a step: an epoch-wise shuffled walk, pure in (seed, step)."""
-    first = (step - 1) * count
-    return [task[shuffled_index(len(task), seed, first + i)] for i in range(count)]
 
 
 class StepGrades:
@@ -55,12 +48,15 @@ def sample_rollouts(
     engine: LocalEngine,
     examples: Sequence[Example],
     recipe: RlRecipe,
-    step: int,
+    number: int,
     grades: StepGrades | None = None,
+    first_place: int = 0,
 ) -> list[RolloutGroup]:
-    """`group_size` rollouts for each example, all in one engine call (preemptive sampling).
+    """`group_size` rollouts for each example of batch `number`, all in one engine call (preemptive
+    sampling).
 
-    With `grades`, grading of each begins as it ends.
+    With `grades`, grading of each begins as it ends. `first_place` is how many examples the batch
+    has had before.
     """
     requests = [
         Request(
@@ -69,12 +65,12 @@ def sample_rollouts(
                 max_tokens=recipe.max_tokens,
                 temperature=recipe.temperature,
                 n=recipe.group_size,
-                # the place in the step counts too: a small task may deal an example twice
-                seed=stable_seed("rollout", recipe.seed, step, place, example.id),
+                # the place in the batch counts too: a small task may deal an example twice
+                seed=stable_seed("rollout", recipe.seed, number, place, example.id),
                 stop_at_boxed=recipe.stop_at_boxed,
             ),
         )
-        for place, example in enumerate(examples)
+        for place, example in enumerate(examples, first_place)
     ]
 
     def on_finish(place: int, completion: Completion) -> None:

@@ -10,7 +10,7 @@ from transformers import PreTrainedModel
 
 from forethought.schema import RlRecipe
 from forethought.training.backward import batches_of, importance_cap, read
-from forethought.training.held import Scores, updates_per_batch
+from forethought.training.held import Scores, is_off_policy
 from forethought.training.learner import Learner
 from forethought.training.losses import entropy_threshold
 from forethought.training.strips import Row
@@ -19,8 +19,8 @@ from forethought.types import Rollout, RolloutGroup
 
 def needs_scores(recipe: RlRecipe) -> bool:
     """True where the sampler's own log-probabilities do not say all that the updates need."""
-    is_reused = updates_per_batch(recipe) > 1
-    return recipe.top_entropy_quantile < 1 or (is_reused and importance_cap(recipe) is not None)
+    is_weighed = is_off_policy(recipe) and importance_cap(recipe) is not None
+    return recipe.top_entropy_quantile < 1 or is_weighed
 
 
 @torch.no_grad()
@@ -61,8 +61,10 @@ def score_rollouts(
     some = [rollouts[i] for i in kept]
     logprobs, entropies = read_rollouts(learner, learner.policy, some, wants_entropy=quantile < 1)
     scores = [Scores(logprobs=r.logprobs) for r in rollouts]
-    for i, values in zip(kept, logprobs, strict=True):
-        scores[i] = Scores(logprobs=tuple(values))
+    # without a cap, only the ratio knows that replayed rollouts are of an older policy
+    if importance_cap(learner.recipe) is not None or not learner.recipe.select.replay_share:
+        for i, values in zip(kept, logprobs, strict=True):
+            scores[i] = Scores(logprobs=tuple(values))
     if quantile < 1:
         for i, advantages in zip(kept, _of_uncertain(some, entropies, quantile), strict=True):
             scores[i] = replace(scores[i], advantages=tuple(advantages))
