@@ -21,6 +21,7 @@ from forethought.run import EXAMPLES
 from forethought.schema import RlRecipe
 from forethought.tasks.base import FamilyTask, MixedTask, load_task
 from forethought.tasks.files import FileTask
+from forethought.training.held import batch_number
 from forethought.types import Example, RolloutGroup, Task
 
 _MIN_VISITS = 2  # one accuracy has no variance
@@ -130,7 +131,8 @@ def recipe_of(folder: Path) -> RlRecipe:
 
 def refuse_few_visits(recipe: RlRecipe, task: Task) -> None:
     """Raise RecipeError when the recipe's steps do not sample every example twice."""
-    num_drawn = recipe.num_steps * recipe.prompts_per_step
+    num_batches = batch_number(recipe, recipe.num_steps)
+    num_drawn = num_batches * recipe.prompts_per_step
     if num_drawn < _MIN_VISITS * len(task):
         raise RecipeError(
             f"num_steps={recipe.num_steps} of {recipe.prompts_per_step} prompts see the "
