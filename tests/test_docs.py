@@ -122,6 +122,7 @@ class Logged:
     metrics: set[str]
     info: set[str]
     transcript: set[str]
+    examples: set[str]
 
 
 @pytest.fixture(scope="module")
@@ -154,7 +155,9 @@ def logged(tmp_path_factory: pytest.TempPathFactory) -> Logged:
             names |= {name for row in run.metrics() for name in row}
             info = set(run.info)
     transcript = (folder / "rl" / "transcripts.jsonl").read_text(encoding="utf-8").splitlines()
-    return Logged(names - {"step"}, info, set(json.loads(transcript[0])))
+    examples = (folder / "rl" / "examples.jsonl").read_text(encoding="utf-8").splitlines()
+    fields_of = [set(json.loads(lines[0])) for lines in (transcript, examples)]
+    return Logged(names - {"step"}, info, *fields_of)
 
 
 def test_the_metrics_described_are_the_metrics_logged(logged: Logged) -> None:
@@ -166,6 +169,7 @@ def test_every_field_of_a_run_is_described(logged: Logged) -> None:
     text = read("metrics.md")
     assert {cells[0] for cells in rows(section(text, "run.json"))} == logged.info
     assert {cells[0] for cells in rows(section(text, "transcripts.jsonl"))} == logged.transcript
+    assert {cells[0] for cells in rows(section(text, "examples.jsonl"))} == logged.examples
 
 
 def test_every_field_of_an_evaluation_is_described() -> None:
@@ -329,6 +333,7 @@ def test_run_folder_of_the_documents_is_the_one_written(tmp_path: Path) -> None:
     ) as run:
         run.log(1, {"loss/mean": 1.0})
         run.transcript(1, [{"text": "x"}])
+        run.examples(1, {"a": 1.0})
         run.save_checkpoint(1, lambda folder: None)
         names = {path.name for path in run.folder.rglob("*")}
     for name in names - {".lock"}:

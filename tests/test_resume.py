@@ -49,6 +49,7 @@ class Finished:
     counters: bytes
     metrics: list[dict[str, Any]]
     transcripts: bytes
+    examples: bytes
 
 
 @pytest.fixture(scope="module")
@@ -120,7 +121,7 @@ def output(run_dir: Path) -> str:
 
 def read(run_dir: Path) -> Finished:
     last = run_dir / "checkpoints" / f"step_{NUM_STEPS:06d}"
-    transcripts = run_dir / "transcripts.jsonl"
+    transcripts, examples = run_dir / "transcripts.jsonl", run_dir / "examples.jsonl"
     rows = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
     return Finished(
         weights=(run_dir / "model" / "model.safetensors").read_bytes()
@@ -129,6 +130,7 @@ def read(run_dir: Path) -> Finished:
         counters=(last / "counters.json").read_bytes(),
         metrics=[{name: v for name, v in row.items() if not is_clock(name)} for row in rows],
         transcripts=transcripts.read_bytes() if transcripts.exists() else b"",
+        examples=examples.read_bytes() if examples.exists() else b"",
     )
 
 

@@ -136,6 +136,7 @@ def test_truncate_takes_back_later_steps_and_a_torn_line(run: Run) -> None:
     for step in (1, 2, 3):
         run.log(step, {"x": 0.1 * step})
         run.transcript(step, [{"text": "a\nb", "parts": {"format": math.nan}}])
+        run.examples(step, {"a": 0.25, "b": None})
         run.save_checkpoint(step, put(str(step)))
     before = (run.folder / "metrics.jsonl").read_bytes().splitlines(keepends=True)
     with (run.folder / "metrics.jsonl").open("a") as file:
@@ -144,6 +145,8 @@ def test_truncate_takes_back_later_steps_and_a_torn_line(run: Run) -> None:
     run.truncate_metrics(2)
     assert (run.folder / "metrics.jsonl").read_bytes() == b"".join(before[:2])
     transcripts = durable.read_lines(run.folder / "transcripts.jsonl")
+    examples = durable.read_lines(run.folder / "examples.jsonl")
+    assert examples[-1] == {"step": 2, "ids": ["a", "b"], "accuracies": [0.25, None]}
     assert transcripts[-1] == {"step": 2, "text": "a\nb", "parts": {"format": None}}
     assert (run.latest_checkpoint() or (0,))[0] == 2
 

@@ -165,7 +165,7 @@ def test_what_carries_no_signal_leaves() -> None:
         rollout(advantage=0.0),
         rollout(advantage=0.5),
         rollout(advantage=-0.5),
-        rollout(advantage=1e-6),
+        rollout(advantage=1e-7),
         rollout(advantage=None),
         rollout(advantage=2.0, finish_reason=FinishReason.LENGTH),
         rollout(advantage=2.0, finish_reason=FinishReason.LOOP),
@@ -173,7 +173,8 @@ def test_what_carries_no_signal_leaves() -> None:
     ]
     assert filter_rollouts(rollouts, min_advantage=1e-6, mask_truncated=False) == [1, 2, 5, 6, 7]
     assert filter_rollouts(rollouts, min_advantage=1e-6, mask_truncated=True) == [1, 2, 7]
-    assert filter_rollouts(rollouts, min_advantage=0.5, mask_truncated=True) == [7]
+    assert filter_rollouts(rollouts, min_advantage=0.6, mask_truncated=True) == [7]
+    assert filter_rollouts(rollouts, min_advantage=0, mask_truncated=True) == [0, 1, 2, 3, 7]
 
 
 def test_a_group_teaches_when_two_graded_siblings_differ() -> None:

@@ -4,6 +4,7 @@
     recipe.toml           the resolved recipe, as a file that can be run again
     metrics.jsonl         one line a step: {"step": 3, "reward/mean": 0.41, ...}
     transcripts.jsonl     a few rollouts of some steps, as text
+    examples.jsonl        how right the rollouts of every example of a step were (RL)
     checkpoints/step_000012/  what the stage wrote, sealed by manifest.json
 
 Killed at any moment, the folder is one that `Run.open` accepts: checkpoints appear whole or not at
@@ -44,6 +45,7 @@ from forethought.errors import RecipeError, TrainingStopped
 from forethought.machine import describe_machine, source_commit, versions
 
 FORMAT = 1
+EXAMPLES = "examples.jsonl"
 _LOCK = ".lock"
 
 
@@ -137,13 +139,18 @@ class Run:
         lines = [{"step": step, **_finite(row)} for row in rows]
         self._guard(f"transcripts of step {step}", lambda: append_lines(self._transcripts, lines))
 
+    def examples(self, step: int, accuracies: Mapping[str, float | None]) -> None:
+        """Append the accuracy of each example of `step` by id, None where nothing was graded."""
+        row = {"step": step, "ids": list(accuracies), "accuracies": list(accuracies.values())}
+        self._guard(f"examples of step {step}", lambda: append_lines(self.folder / EXAMPLES, [row]))
+
     def truncate_metrics(self, after_step: int) -> None:
-        """Take back metrics, transcripts and checkpoints of steps after `after_step`.
+        """Take back lines (metrics, transcripts, examples) and checkpoints after `after_step`.
 
         Call it with the step of the checkpoint a run resumes from (0 when there is none): the
         folder then goes on as if the run had never been interrupted.
         """
-        for path in (self._metrics, self._transcripts):
+        for path in (self._metrics, self._transcripts, self.folder / EXAMPLES):
             self._guard(path.name, partial(keep_lines_until, path, after_step))
         for step, folder in self._checkpoints():
             if step > after_step:

@@ -252,7 +252,7 @@ class RlRecipe(RecipeBase):
     delta: Annotated[float, Field(gt=1.0)] | None = None
     """Cap of the ratio where the clip has none (two-sided clipping); None: no cap."""
     min_advantage: Annotated[float, Field(ge=0.0)] = 1e-6
-    """Rollouts with |advantage| at or below this leave before any forward pass."""
+    """Rollouts with |advantage| below this leave before any forward pass; 0 keeps all."""
     kl_coefficient: Annotated[float, Field(ge=0.0)] = 0.0
     """Weight of the KL penalty to the starting model; 0 loads no reference model."""
     kl_estimator: Literal["k1", "k2", "k3"] = "k3"

@@ -53,6 +53,7 @@ VERBS = {
     "ask": Verb("forethought.cli.ask:ask_command", "ask a model one question"),
     "eval": Verb("forethought.cli.eval:eval_command", "measure a model on a task"),
     "grade": Verb("forethought.cli.grade:grade_command", "hold answers to their references"),
+    "data": Verb("forethought.cli.data:app", "choose training data"),
     "report": Verb("forethought.cli.report:report_command", "turn a run into one HTML file"),
     "model": Verb("forethought.cli.model:app", "get, inspect and list models"),
     "task": Verb("forethought.cli.task:app", "list tasks and show their problems"),

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from forethought.errors import RecipeError
+
+if TYPE_CHECKING:
+    from forethought.config import AnyRecipe
 
 _PACKAGE = Path(__file__).parent.parent
 RECIPE_FOLDERS = (_PACKAGE / "recipes", _PACKAGE.parent.parent / "recipes")
@@ -23,3 +28,12 @@ def find_recipe(name: str) -> Path:
             return path
     known = ", ".join(recipe_names()) or "none in this installation"
     raise RecipeError(f"recipe '{name}' does not come with this package: it has {known}")
+
+
+def named_recipe(path: Path, overrides: Sequence[str]) -> AnyRecipe:
+    """The recipe in the file `path`, or the package's own where a bare name or `recipes/NAME.toml`
+    is no file. Raises RecipeError."""
+    from forethought.config import load_recipe
+
+    is_ours = not path.exists() and str(path.parent) in (".", "recipes")
+    return load_recipe(find_recipe(path.stem) if is_ours else path, overrides)

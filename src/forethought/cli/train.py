@@ -6,12 +6,17 @@ import sys
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from forethought.cli.console import Progress, format_seconds, note, print_json
 from forethought.errors import EngineError, RecipeError, UserError
+
+if TYPE_CHECKING:
+    from forethought.config import AnyRecipe
+    from forethought.run import Run
+    from forethought.training.loop import Metrics
 
 # metric -> (label, format), in the order shown; a stage shows those it has
 _SHOWN = {
@@ -36,16 +41,10 @@ def train_command(
     json: Annotated[bool, typer.Option("--json", help="One JSON object at the end.")] = False,
 ) -> None:
     """Run a recipe: pretrain, sft or rl. Ctrl-C leaves a run that --resume continues."""
-    from forethought.cli.recipes import find_recipe
-    from forethought.config import load_recipe, parse_recipe
+    from forethought.cli.recipes import named_recipe
+    from forethought.config import parse_recipe
     from forethought.run import Run
-    from forethought.training.stages import (
-        check_recipe,
-        discard_unused,
-        finished_steps,
-        run_stage,
-        start_run,
-    )
+    from forethought.training.stages import check_recipe, start_run
 
     began = time.perf_counter()
     if (recipe is None) == (resume is None):
@@ -60,28 +59,11 @@ def train_command(
         parsed = parse_recipe(tomllib.loads(run.recipe_text) | {"run_dir": str(run.folder)})
     else:
         assert recipe is not None
-        is_ours = not recipe.exists() and str(recipe.parent) in (".", "recipes")
-        path = find_recipe(recipe.stem) if is_ours else recipe
-        parsed = load_recipe(path, set_ or [])
+        parsed = named_recipe(recipe, set_ or [])
         check_recipe(parsed)
         run = start_run(parsed, sys.argv)
     with run:
-        first = finished_steps(parsed, run)
-        if first >= parsed.num_steps:
-            note(f"all {parsed.num_steps} steps of this run are done; nothing is left to train")
-        title = parsed.name or parsed.stage
-        with Progress(title, parsed.num_steps, first_step=first, quiet=json) as progress:
-            try:
-                totals = run_stage(
-                    parsed, run, lambda step, m: progress.update(step, shown_fields(m))
-                )
-            except KeyboardInterrupt:
-                note(f"stopped; continue with: forethought train --resume {run.folder}")
-                raise
-            except (UserError, EngineError):
-                if resume is None:
-                    discard_unused(run)
-                raise
+        totals = run_with_progress(parsed, run, quiet=json, is_new=resume is None)
     last = (
         Path(parsed.stages[parsed.order[-1]].run_dir) if parsed.stage == "pipeline" else run.folder
     )
@@ -91,6 +73,31 @@ def train_command(
         print_json({"run": str(run.folder), "model": str(model), "seconds": seconds} | totals)
     else:
         print(f"trained in {format_seconds(seconds)}; the model is in {model}")
+
+
+def run_with_progress(recipe: AnyRecipe, run: Run, *, quiet: bool, is_new: bool) -> Metrics:
+    """Run or resume the recipe in its folder, showing how it goes; returns the run's totals.
+
+    The folder of a new run that a mistake of the user's ends at once is removed.
+    """
+    from forethought.training.stages import discard_unused, finished_steps, run_stage
+
+    first = finished_steps(recipe, run)
+    if first >= recipe.num_steps:
+        note(f"all {recipe.num_steps} steps of this run are done; nothing is left to train")
+    title = recipe.name or recipe.stage
+    with Progress(title, recipe.num_steps, first_step=first, quiet=quiet) as progress:
+        try:
+            return run_stage(
+                recipe, run, lambda step, metrics: progress.update(step, shown_fields(metrics))
+            )
+        except KeyboardInterrupt:
+            note(f"stopped; continue with: forethought train --resume {run.folder}")
+            raise
+        except (UserError, EngineError):
+            if is_new:
+                discard_unused(run)
+            raise
 
 
 def shown_fields(metrics: Mapping[str, float]) -> dict[str, str]:

@@ -1,7 +1,9 @@
-r"""The rewards that a recipe names by a word: accuracy, format, length, repetition."""
+r"""The rewards that a recipe names by a word: accuracy, format, length, repetition, and chance."""
 
 from __future__ import annotations
 
+import hashlib
+from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
@@ -90,6 +92,26 @@ def _repetition(settings: Reward, max_tokens: int | None) -> RewardFunction:
     return lambda batch: [repetition(ids, ngram_size) for ids in batch.completion_ids]
 
 
+def _random(settings: Reward, max_tokens: int | None) -> RewardFunction:
+    return toss
+
+
+def toss(batch: RewardBatch) -> list[float]:
+    """A fair coin a completion: what a control pays, whatever was answered (arXiv 2506.10947).
+
+    The coin is that of (seed, step, example, text, how many times this text came before), so it is
+    the same when a run is resumed, and equal texts are paid apart.
+    """
+    seen: Counter[tuple[str, str]] = Counter()
+    coins = []
+    for example, text in zip(batch.examples, batch.completions, strict=True):
+        key = (example.id, text)
+        face = f"{batch.seed}/{batch.step}/{seen[key]}/{example.id}/{text}"
+        coins.append(float(hashlib.sha256(face.encode("utf-8", "replace")).digest()[0] % 2))
+        seen[key] += 1
+    return coins
+
+
 def _known(max_length: int | None, max_tokens: int | None, name: str) -> int:
     found = max_length if max_length is not None else max_tokens
     if found is None:
@@ -103,4 +125,5 @@ BUILT_IN: Mapping[str, BuiltIn] = {
     "cosine_length": BuiltIn(_cosine_length, required=True),
     "soft_overlong": BuiltIn(_soft_overlong, neutral=0.0),
     "repetition": BuiltIn(_repetition, neutral=0.0),
+    "random": BuiltIn(_random),
 }

@@ -16,8 +16,8 @@ class RewardBatch:
 
     `prompts` holds B texts, or None when the prompts are the examples' messages. `opened` says
     that every prompt ends inside a think block. `step` is the optimizer step, from 1, of
-    `num_steps`; both are 0 outside training. What a reward wants logged beside its value it adds
-    to `metrics`, where numbers of one name are averaged.
+    `num_steps`, and `seed` the run's; all are 0 outside training. What a reward wants logged beside
+    its value it adds to `metrics`, where numbers of one name are averaged.
     """
 
     examples: tuple[Example, ...]
@@ -28,6 +28,7 @@ class RewardBatch:
     opened: bool = False
     step: int = 0
     num_steps: int = 0
+    seed: int = 0
     metrics: dict[str, list[float]] = field(default_factory=dict)
 
     def log_metric(self, name: str, value: float) -> None:

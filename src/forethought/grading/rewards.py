@@ -60,6 +60,7 @@ def score_rollouts(
     combine: Literal["sum", "product"] = "sum",
     step: int = 0,
     num_steps: int = 0,
+    seed: int = 0,
 ) -> list[RewardResult]:
     """Score completions from the parts that gave a value v, each of weight w.
 
@@ -88,6 +89,7 @@ def score_rollouts(
         opened=opened,
         step=step,
         num_steps=num_steps,
+        seed=seed,
     )
     columns = [part.function(batch) for part in parts]
     logged = {name: fmean(values) for name, values in batch.metrics.items()}

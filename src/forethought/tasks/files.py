@@ -32,6 +32,9 @@ _ID_KEYS = ("id", "unique_id")
 _OPTIONS = ("limit", "holdout", "boxed")
 _ROLES = ("system", "user", "assistant")
 
+_PACKAGE = Path(__file__).parent.parent
+_SHIPPED = (_PACKAGE, _PACKAGE.parent.parent)  # where recipes/ is: installed, in a checkout
+
 BOXED_INSTRUCTION = "Put the final answer in \\boxed{}."
 
 
@@ -64,7 +67,7 @@ def jsonl_task(path: str | Path, options: Mapping[str, str], *, split: str = "te
     split), `boxed=true` (ask for the final answer in a box). Raises TaskError naming the file,
     the line and what is wrong with it.
     """
-    path = Path(path)
+    path = _shipped(Path(path))
     limit, holdout, boxed = _read_options(options)
     is_parquet = path.suffix == ".parquet"
     rows = _parquet_rows(path) if is_parquet else jsonl_rows(path)
@@ -78,6 +81,13 @@ def jsonl_task(path: str | Path, options: Mapping[str, str], *, split: str = "te
         examples = chosen
     kind = "parquet" if is_parquet else "jsonl"
     return FileTask(name=f"{kind}:{path.name}", examples=tuple(examples[:limit]))
+
+
+def _shipped(path: Path) -> Path:
+    """`recipes/data/NAME`, where no such file is, means one that comes with the package."""
+    if path.is_file() or path.parts[:2] != ("recipes", "data"):
+        return path
+    return next((found for root in _SHIPPED if (found := root / path).is_file()), path)
 
 
 def parquet_task(path: str | Path, options: Mapping[str, str], *, split: str = "test") -> FileTask:

@@ -1,7 +1,7 @@
 """Gradient filtering: what carries no signal leaves before any forward pass.
 
-DASH (arXiv 2505.17218) drops rollouts with |advantage| at or below a threshold; its released code
-does so after the forward pass, where little is saved. Here it comes first.
+DASH (arXiv 2505.17218) drops rollouts with a small |advantage|; its released code does so after the
+forward pass, where little is saved. Here it comes first.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ def has_signal(group: RolloutGroup) -> bool:
 def filter_rollouts(
     rollouts: Sequence[Rollout], *, min_advantage: float, mask_truncated: bool
 ) -> list[int]:
-    """Indices of the rollouts worth a forward pass."""
+    """Indices of the rollouts worth a forward pass; with `min_advantage` 0, of all that are graded."""
     return [
         i
         for i, rollout in enumerate(rollouts)
         if rollout.advantage is not None
-        and abs(rollout.advantage) > min_advantage
+        and abs(rollout.advantage) >= min_advantage
         and not (mask_truncated and rollout.finish_reason.is_truncated)
     ]

@@ -16,6 +16,7 @@ from forethought.models.save import save_model
 from forethought.run import Run
 from forethought.schema import RlRecipe
 from forethought.training.backward import backward
+from forethought.training.example_scores import example_accuracies
 from forethought.training.filters import filter_rollouts
 from forethought.training.held import (
     batch_number,
@@ -130,6 +131,7 @@ def sample_batch(learner: Learner, run: Run, step: int, clock: Clock) -> Metrics
     scores = score_rollouts(learner, rollouts, kept) if needs_scores(recipe) else None
     learner.state.held = hold(assigned, kept, scores)
     clock.lap("score")
+    run.examples(step, example_accuracies(groups))
     run.transcript(step, transcript_rows(assigned[: recipe.transcripts_per_step]))
     fresh = assigned[: len(assigned) - gathered.num_replayed]
     num_fresh = sum(len(group.rollouts) for group in fresh)

@@ -130,6 +130,7 @@ def grade_rollouts(
         combine="sum" if recipe is None else recipe.reward.combine,
         step=step,
         num_steps=0 if recipe is None else recipe.num_steps,
+        seed=0 if recipe is None else recipe.seed,
     )
     graded = iter(
         replace(rollout, grade=grade, reward=result.reward, reward_parts=result.parts)
