@@ -257,9 +257,9 @@ def test_the_example_of_a_family_works() -> None:
     family: Family = names["PERIMETER"]
     for difficulty in range(1, family.max_difficulty + 1):
         content = family.draw_in_split(Random(1), difficulty, test=True)
-        question, plain = family.ask(content, Random(2), False)
+        question, plain = family.ask(content, Random(2), 0)
         assert question == plain
-        assert family.ask(content, Random(2), True)[0].endswith(plain)
+        assert family.ask(content, Random(2), 2)[0].endswith(plain)
         assert family.work(content, Arithmetic()).answer == str(2 * sum(content))
 
 
