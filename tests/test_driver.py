@@ -131,6 +131,21 @@ def test_thinking_under_a_token_budget_leaves_room_for_an_answer() -> None:
     assert found.trace[0].completions[0].finish_reason is FinishReason.BUDGET
 
 
+@pytest.mark.parametrize("tokens", range(60, 700, 40))
+def test_every_thought_that_was_paid_for_is_answered_at_like_length(tokens: int) -> None:
+    def think(request: Request, rng: Random) -> str:
+        return "so " * 200 if "</think>" in request.prefix else "hm " * rng.randint(1, 60)
+
+    spec = "majority:n=6+budget_forcing:answer_tokens=8"
+    [found] = solve(spec, think, max_tokens=60, budget=Budget(tokens=tokens))
+    answers = [call for call in found.trace if "</think>" in call.request.prefix]
+    thoughts = [call for call in found.trace if call.request.reserve]
+    assert len(answers) == len(thoughts) > 0
+    sizes = {call.request.params.max_tokens for call in answers}
+    assert len(sizes) == 1 and min(sizes) >= 8
+    assert found.usage.total_tokens <= tokens
+
+
 def test_a_shared_budget_holds_for_all_problems_together() -> None:
     parent = Account(Budget(tokens=60))
     found = solve("majority:n=4", voters({"1": 1.0}), count=20, parent=parent)

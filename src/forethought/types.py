@@ -242,7 +242,7 @@ class Capabilities:
     seed: bool
     confidences: bool = False  # top_logprobs
     aborts: bool = False  # min_confidence
-    streams: bool = False  # generate(requests, on_finish) calls on_finish(index, completion)
+    streams: bool = False  # generate tells on_finish, and on_piece where it knows the text early
     context: int | None = None  # positions of the model's window, where known
 
     @classmethod
