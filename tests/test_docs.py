@@ -143,8 +143,9 @@ def logged(tmp_path_factory: pytest.TempPathFactory) -> Logged:
     rl |= {"num_iterations": 2, "entropy_coefficient": 0.1}
     sft = shared | {"stage": "sft", "data": str(data), "traces_per_step": 1}
     names: set[str] = set()
-    for recipe in (sft, rl):
-        parsed = parse_recipe(recipe | {"run_dir": str(folder / recipe["stage"])})
+    by_strategy = rl | {"eval_strategy": "majority:n=2", "eval_budget": 99}
+    for name, recipe in (("sft", sft), ("by_strategy", by_strategy), ("rl", rl)):
+        parsed = parse_recipe(recipe | {"run_dir": str(folder / name)})
         with start_run(parsed, ["forethought"]) as run:
             run_stage(parsed, run)
             names |= {name for row in run.metrics() for name in row}
