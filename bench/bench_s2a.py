@@ -3,11 +3,12 @@
     python bench/bench_s2a.py --jobs 2                (parts.py says what else it takes)
 
 The subject is the bundled model, fine-tuned for some minutes on two things apart: working out clean
-stories, and rewriting stories of up to four irrelevant sentences without them. It has not learned
-to work out a story past such sentences, as the models of the paper had not. It has seen the prompts
-of the variants `instructed` and `keep_original`, on clean stories. Part SEED, of 0 to 2, trains a
-subject of its own and measures it on 500 held-out stories with one to three irrelevant sentences.
-The oracle answers the story without them. Writes docs/results/s2a.json.
+problems of a family, and rewriting problems with up to four irrelevant sentences without them. It
+has not learned to work out a problem past such sentences. It has seen the prompts of the variants
+`instructed` and `keep_original`, on clean problems. Part FAMILY-SEED, of seeds 0 to 2, trains a
+subject of its own and measures it on 500 held-out problems with three irrelevant sentences, stories
+also with one and with two. The oracle answers the problem without them. Writes
+docs/results/s2a.json.
 """
 
 from __future__ import annotations
@@ -32,7 +33,10 @@ from record import write_result
 
 PARTS = Path(__file__).resolve().parent.parent / "runs" / "bench-s2a"
 SEEDS, PROBLEMS = range(3), 500
-STEPS, DOCUMENTS_PER_STEP, MAX_SENTENCES = 400, 32, 4
+STEPS = {"story": 400, "sum": 300, "equation": 200, "rule": 200}
+TOP_DIFFICULTY = {"story": 4, "sum": 4, "equation": 3, "rule": 2}  # of the documents
+NUM_SENTENCES = {"story": (1, 2, 3)}
+DOCUMENTS_PER_STEP, MAX_SENTENCES = 32, 4
 PROMPT = PROMPTS["brief"]
 KINDS = {"plain": 0.35, "rewrite": 0.45, "instructed": 0.1, "both": 0.1}
 STRATEGIES = {
@@ -42,7 +46,6 @@ STRATEGIES = {
     "instructed": "s2a:prompts=brief,variant=instructed",
     "keep_original": "s2a:prompts=brief,variant=keep_original",
 }
-TASKS = {f"distract_{count}": f"story:distract={count}" for count in (1, 2, 3)}
 
 
 class Oracle:
@@ -64,10 +67,10 @@ class Oracle:
         return self._task.grade(example, completion)
 
 
-def document(rng: Random) -> dict[str, str]:
-    """One training document; its story is never a test problem."""
-    family = FAMILIES["story"]
-    content = family.draw_in_split(rng, rng.randint(1, 4), test=False)
+def document(name: str, rng: Random) -> dict[str, str]:
+    """One training document of the family; its problem is never a test problem."""
+    family = FAMILIES[name]
+    content = family.draw_in_split(rng, rng.randint(1, TOP_DIFFICULTY[name]), test=False)
     question, plain = family.ask(content, rng, rng.randint(0, MAX_SENTENCES))
     [kind] = rng.choices(list(KINDS), list(KINDS.values()))
     if kind == "rewrite":
@@ -80,31 +83,32 @@ def document(rng: Random) -> dict[str, str]:
     return {"prompt": prompts[kind], "completion": worked(family, content, rng, PERFECT)}
 
 
-def trained_subject(seed: int) -> str:
+def trained_subject(family: str, seed: int) -> str:
     """The folder of the subject, trained once."""
-    folder = PARTS / f"subject-{seed}"
+    folder = PARTS / f"subject-{family}-{seed}"
     if not (folder / "run" / "model").exists():
         folder.mkdir(parents=True, exist_ok=True)
         rng = Random(f"s2a/{seed}")
-        lines = [json.dumps(document(rng)) + "\n" for _ in range(STEPS * DOCUMENTS_PER_STEP)]
+        count = STEPS[family] * DOCUMENTS_PER_STEP
+        lines = [json.dumps(document(family, rng)) + "\n" for _ in range(count)]
         (folder / "documents.jsonl").write_text("".join(lines), encoding="utf-8")
-        (folder / "recipe.toml").write_text(recipe(folder, seed), encoding="utf-8")
+        (folder / "recipe.toml").write_text(recipe(folder, family, seed), encoding="utf-8")
         command = [sys.executable, "-m", "forethought", "train", str(folder / "recipe.toml")]
         subprocess.run(command, check=True)
     return str(folder / "run" / "model")
 
 
-def recipe(folder: Path, seed: int) -> str:
+def recipe(folder: Path, family: str, seed: int) -> str:
     return f"""
 stage = "sft"
 run_dir = "{folder / "run"}"
 seed = {seed}
 model = "bundled:seedling"
 data = "{folder / "documents.jsonl"}"
-num_steps = {STEPS}
+num_steps = {STEPS[family]}
 traces_per_step = {DOCUMENTS_PER_STEP}
 dtype = "float32"
-checkpoint_every = {STEPS}
+checkpoint_every = {STEPS[family]}
 
 [optimizer]
 learning_rate = 2e-3
@@ -115,32 +119,36 @@ schedule = "linear"
 
 
 def run_part(part: str) -> Raw:
-    seed = int(part)
-    loaded = load_model(trained_subject(seed), dtype="float32")
+    family, seed = part.split("-")[0], int(part.split("-")[1])
+    loaded = load_model(trained_subject(family, seed), dtype="float32")
     engine = LocalEngine(loaded.model, loaded.tokenizer)
     found = {}
-    for name, spec in TASKS.items():
-        task = load_task(spec, size=PROBLEMS)
+    for count in NUM_SENTENCES.get(family, (3,)):
+        task = load_task(f"{family}:distract={count}", size=PROBLEMS)
         cells = measure(engine, task, STRATEGIES, seed)
         cells |= measure(engine, Oracle(task), {"oracle": "sample"}, seed)
-        found[name] = table(cells, "plain")
+        found[f"distract_{count}"] = table(cells, "plain")
     return found
 
 
 def write(parts: dict[str, Raw]) -> None:
-    summary: dict[str, Any] = {"num_seeds": len(parts)}
-    for name in TASKS:
-        rows = average([raw[name] for raw in parts.values()])
-        below = rows["oracle"]["accuracy"] - rows["s2a"]["accuracy"]
-        summary[name] = rows | {"below_oracle": round(below, 2)}
+    summary: dict[str, Any] = {}
+    for family in STEPS:
+        group = [raw for part, raw in parts.items() if part.startswith(f"{family}-")]
+        for name in group[0] if group else ():
+            rows = average([raw[name] for raw in group])
+            below = round(rows["oracle"]["accuracy"] - rows["s2a"]["accuracy"], 2)
+            found = rows | {"below_oracle": below, "num_seeds": len(group)}
+            summary.setdefault(family, {})[name] = found
     write_result(
         "s2a",
         command="python bench/bench_s2a.py --jobs 2",
-        seeds=list(map(int, parts)),
+        seeds=list(SEEDS),
         raw=parts,
         summary=summary,
     )
 
 
 if __name__ == "__main__":
-    run_parts(__file__, PARTS, [str(seed) for seed in SEEDS], run_part, write)
+    every = [f"{family}-{seed}" for family in STEPS for seed in SEEDS]
+    run_parts(__file__, PARTS, every, run_part, write)

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from forethought.budget import Account, Budget, Prices
 from forethought.errors import EngineError
 from forethought.sampling.scripted import ABLE, Reply, ScriptedEngine
-from forethought.strategies.driver import MAX_RETRIES, solve_all
+from forethought.strategies.driver import MAX_RETRIES, Listener, solve_all
 from forethought.strategies.registry import parse_strategy
 from forethought.types import (
     Completion,
@@ -278,7 +278,9 @@ def test_completions_are_heard_of_as_they_come(streams: bool) -> None:
         engine,
         parse_strategy("majority:n=2"),
         problems(2),
-        on_completion=lambda index, request, completion: heard.append((index, completion.text)),
+        listener=Listener(
+            ended=lambda index, _, completion: heard.append((index, completion.text))
+        ),
     )
     traced = [
         (i, c.text) for i, s in enumerate(found) for call in s.trace for c in call.completions

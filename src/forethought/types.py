@@ -79,7 +79,7 @@ class SamplingParams:
     `top_logprobs` k > 0 asks for `Completion.confidences`. With `min_confidence` a completion ends
     as ABORTED once the mean of its last `confidence_window` confidences is below it; an engine
     whose capabilities lack `aborts` ignores it and samples to the end. With `max_seconds` a
-    completion ends as BUDGET, one step of decoding late at most, once the call has lasted so long.
+    completion ends as BUDGET when the call has lasted so long, between two steps of decoding.
     """
 
     max_tokens: int = 256
