@@ -34,15 +34,22 @@ class GrowingText:
 
     def grow(self, piece: Piece) -> None:
         self._text = self._text[: piece.start] + piece.text
-        self._print(*_parts(self._text))
+        half = next((tag for tag in _HALF_TAGS if self._text.endswith(tag)), "")
+        self._print(self._text.removesuffix(half))
 
     def end(self, text: str) -> None:
         """`text` is all of it."""
-        self._print(*_parts(text))
+        self._print(text)
         if any(self._shown):
             self._screen.print()
 
-    def _print(self, reasoning: str, said: str) -> None:
+    def _print(self, text: str) -> None:
+        """Show what is new of the two parts; space at their ends may still go."""
+        from forethought.grading.answers import split_think
+
+        reasoning, said = (part.strip() for part in split_think(text))
+        if not self._shown[0] and reasoning.startswith(self._shown[1]):
+            self._shown = (self._shown[1], "")  # the prompt had opened the think block
         is_again = not (reasoning.startswith(self._shown[0]) and said.startswith(self._shown[1]))
         if is_again:  # the call was made again, and what came of the first is void
             self._screen.print("\n[again]", style="cyan")
@@ -53,15 +60,6 @@ class GrowingText:
             self._screen.print("\n")
         self._screen.print(printable(said[len(before[1]) :]), end="")
         self._shown = (reasoning, said)
-
-
-def _parts(text: str) -> tuple[str, str]:
-    """Reasoning and what is said, without what may not stay: space at the end, half a tag."""
-    from forethought.grading.answers import split_think
-
-    half = next((start for start in _HALF_TAGS if text.endswith(start)), "")
-    reasoning, said = split_think(text.removesuffix(half))
-    return reasoning.strip(), said.strip()
 
 
 class LiveTrace:
