@@ -98,7 +98,11 @@ def cases() -> list[Case]:
         ),
         Case(name="grpo_fresh", ours={"estimator": "grpo"}, trl=grpo, spread=0.0),
         Case(
-            name="rloo_fresh", ours={"estimator": "rloo"}, trl={"beta": 0.0}, spread=0.0, is_rloo=True
+            name="rloo_fresh",
+            ours={"estimator": "rloo"},
+            trl={"beta": 0.0},
+            spread=0.0,
+            is_rloo=True,
         ),
         Case(
             name="rloo_kl_in_reward",
@@ -397,8 +401,10 @@ def main() -> None:
             for name, (case, batches) in prepared.items()
         }
     for name, f in found.items():
-        print(f"{name:22} loss {f.loss:.1e}  gradient {f.gradient:.1e}  advantages {f.advantages:.1e}"
-              f"  clipped {[round(c, 2) for c in f.clipped]}")
+        print(
+            f"{name:22} loss {f.loss:.1e}  gradient {f.gradient:.1e}  advantages {f.advantages:.1e}"
+            f"  clipped {[round(c, 2) for c in f.clipped]}"
+        )
 
 
 if __name__ == "__main__":

@@ -1,23 +1,22 @@
-"""Strategies on the quickstart model: accuracy and cost, and the driver's share of raw speed.
+"""Strategies on the quickstart model: accuracy and cost on four families of problems.
 
-    python bench/bench_strategies.py                  every part, then the results
-    python bench/bench_strategies.py --part votes-0   one part, kept in a folder of its own
-    python bench/bench_strategies.py --write          the results of the parts there are
+    python bench/bench_strategies.py --jobs 2         (parts.py says what else it takes)
 
-A part is votes-SEED (majority, ASC, ESC and DeepConf of 16 on 500 stories, and the same requests
-straight through the engine), forcing-SEED (thinking cut, continued and left early) or s2a-SEED
-(stories with an irrelevant sentence), of seeds 0 to 2. The model is trained first, where it is not
-there. Writes docs/results/strategies.json and s2a.json.
+A part is votes-FAMILY-SEED (majority, ASC, ESC and DeepConf of 16 on 500 problems), forcing-FAMILY-
+SEED (thinking cut, continued and left early) or speed (the requests of majority 16 by the driver,
+and straight through the engine), of seeds 0 to 2. The model is trained first, where there is none.
+Within a part a completion that several strategies ask for is sampled once: draws depend on seed and
+sibling alone, so each gets what it would have got. Writes docs/results/strategies.json.
 """
 
 from __future__ import annotations
 
-import argparse
-import json
 import subprocess
 import sys
 import time
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -26,20 +25,35 @@ from forethought.evaluation.curves import Cell, compare, sweep
 from forethought.models.load import load_model
 from forethought.sampling.local import LocalEngine
 from forethought.strategies.base import problem_of
+from forethought.strategies.deepconf import NUM_TOP
 from forethought.tasks.base import load_task
-from forethought.types import Example, Grade, Message, Request, SamplingParams, Task
+from forethought.types import (
+    Capabilities,
+    Completion,
+    Engine,
+    Request,
+    SamplingParams,
+    Task,
+    Usage,
+)
+from parts import Raw, run_parts
 from record import write_result
 
 PARTS = Path(__file__).resolve().parent.parent / "runs" / "bench-strategies"
-SHOWN = ("accuracy", "completions", "total_tokens", "points_mean", "p", "seconds", "share_percent")
+FAMILIES = ("story", "sum", "equation", "rule")
+SEEDS = range(3)
 PROBLEMS, MAX_TOKENS, VOTES = 500, 80, 16
 VOTING = {
     "sample": "sample",
+    "majority_2": "majority:n=2",
+    "majority_4": "majority:n=4",
+    "majority_8": "majority:n=8",
+    "majority_12": "majority:n=12",
     "majority": f"majority:n={VOTES}",
     "asc": f"asc:n={VOTES}",
     "esc": f"esc:n={VOTES},window=4",
     "deepconf": f"deepconf:n={VOTES},window=16,keep=50",
-    "majority_8": "majority:n=8",
+    "deepconf_online": f"deepconf:n={VOTES},mode=online,window=16,keep=50,warmup=8",
 }
 FORCING = {
     "no_thinking": "no_thinking:thought=",
@@ -53,70 +67,88 @@ FORCING = {
     "exit_95": "early_exit:at=newline,threshold=0.95",
     "exit_99": "early_exit:at=newline,threshold=0.99",
 }
-S2A = {
-    "plain": "sample",
-    "s2a": "s2a:prompts=brief,variant=relevance",
-    "s2a_unguarded": "s2a:prompts=brief,variant=relevance,guard=0",
-    "instructed": "s2a:prompts=brief,variant=instructed",
-    "keep_original": "s2a:prompts=brief,variant=keep_original",
-}
+EVERY = [f"{kind}-{f}-{s}" for kind in ("votes", "forcing") for f in FAMILIES for s in SEEDS]
 
 
-class Oracle:
-    """The task with its irrelevant sentences already gone."""
+class Remembering:
+    """An engine that samples no completion twice. What is asked for again costs in `usage` what it
+    cost the first time, but for the call, which is the first sibling's."""
 
-    def __init__(self, task: Task) -> None:
-        self._task = task
-        self.name = f"{task.name} without the irrelevant sentence"
+    def __init__(self, engine: LocalEngine) -> None:
+        self._engine = engine
+        self._known: dict[object, Completion] = {}
 
-    def __len__(self) -> int:
-        return len(self._task)
+    @property
+    def capabilities(self) -> Capabilities:
+        return replace(self._engine.capabilities, streams=False)
 
-    def __getitem__(self, index: int) -> Example:
-        example = self._task[index]
-        message = Message(role="user", content=example.meta["plain"])
-        return replace(example, messages=(message,))
+    def count_prompt(self, request: Request) -> int:
+        return self._engine.count_prompt(request)
 
-    def grade(self, example: Example, completion: str) -> Grade:
-        return self._task.grade(example, completion)
+    def generate(self, requests: Sequence[Request]) -> list[list[Completion]]:
+        asked = [request for whole in requests for request in self._missing(whole)]
+        for request, group in zip(asked, self._engine.generate(asked), strict=True):
+            self._known |= dict(zip(_keys(request), group, strict=True))
+        return [[_as_sibling(i, self._known[key]) for i, key in enumerate(_keys(request))]
+                for request in requests]  # fmt: skip
+
+    def _missing(self, request: Request) -> list[Request]:
+        """The siblings that are not known, one by one; the engine shares their prompt."""
+        found = []
+        for place, key in enumerate(_keys(request)):
+            if key not in self._known:
+                first = request.params.first_sibling + place
+                params = replace(request.params, n=1, first_sibling=first, top_logprobs=NUM_TOP)
+                found.append(replace(request, params=params))
+        return found
 
 
-def measure(engine: LocalEngine, task: Task, specs: dict[str, str], seed: int) -> dict[str, Cell]:
+def _keys(request: Request) -> list[object]:
+    """What decides each completion of a request."""
+    params = request.params
+    same = replace(params, n=1, first_sibling=0, top_logprobs=NUM_TOP)
+    texts = tuple(message["content"] for message in request.messages or ())
+    siblings = range(params.first_sibling, params.first_sibling + params.n)
+    return [(texts, request.prefix, same, sibling) for sibling in siblings]
+
+
+def _as_sibling(place: int, completion: Completion) -> Completion:
+    usage = replace(completion.usage, num_calls=0 if place else 1)
+    return replace(completion, usage=usage)
+
+
+def measure(engine: Engine, task: Task, specs: Mapping[str, str], seed: int) -> dict[str, Cell]:
     params = SamplingParams(max_tokens=MAX_TOKENS, seed=seed)
     cells = sweep(engine, task, list(specs.values()), [None], params)
     return dict(zip(specs, cells, strict=True))
 
 
-def raw_speed(engine: LocalEngine, task: Task, seed: int) -> float:
-    """Tokens a second of the requests of majority 16, straight through the engine."""
-    params = SamplingParams(max_tokens=MAX_TOKENS, seed=seed)
+def run_part(part: str) -> Raw:
+    loaded = load_model(trained_model())
+    engine = LocalEngine(loaded.model, loaded.tokenizer)
+    if part == "speed":
+        return speed(engine, load_task("story", size=PROBLEMS))
+    kind, family, seed = part.split("-")
+    task = load_task(family, size=PROBLEMS)
+    specs, base = (VOTING, "majority") if kind == "votes" else (FORCING, "cap_64")
+    return table(measure(Remembering(engine), task, specs, int(seed)), base)
+
+
+def speed(engine: LocalEngine, task: Task) -> Raw:
+    """Tokens a second of majority 16, straight through the engine and by the driver."""
+    params = SamplingParams(max_tokens=MAX_TOKENS)
     problems = [problem_of(task[i], params, engine.capabilities) for i in range(len(task))]
     asked = [Request(messages=p.messages, params=replace(p.params, n=VOTES)) for p in problems]
     began = time.perf_counter()
     groups = engine.generate(asked)
     seconds = time.perf_counter() - began
-    return sum(len(c.token_ids) for group in groups for c in group) / seconds
+    raw = sum((c.usage for group in groups for c in group), start=Usage()).sampled_tokens / seconds
+    cell = measure(engine, task, {"majority": VOTING["majority"]}, 0)["majority"]
+    driven = cell.usage.sampled_tokens / cell.seconds
+    return {"raw": raw, "driven": driven, "share_percent": 100 * driven / raw}
 
 
-def run_part(engine: LocalEngine, part: str) -> dict[str, Any]:
-    kind, seed = part.split("-")[0], int(part.split("-")[1])
-    if kind == "s2a":
-        task = load_task("story:distract=1", size=PROBLEMS)
-        cells = measure(engine, task, S2A, seed)
-        cells |= measure(engine, Oracle(task), {"oracle": "sample"}, seed)
-        return table(cells, "plain")
-    task = load_task("story", size=PROBLEMS)
-    if kind == "forcing":
-        return table(measure(engine, task, FORCING, seed), "cap_64")
-    raw = raw_speed(engine, task, seed)
-    cells = measure(engine, task, VOTING, seed)
-    driven = cells["majority"].usage.sampled_tokens / cells["majority"].seconds
-    found = table(cells, "majority")
-    speed = {"raw": raw, "driven": driven, "share_percent": 100 * driven / raw}
-    return found | {"speed": speed}
-
-
-def table(cells: dict[str, Cell], base: str) -> dict[str, Any]:
+def table(cells: Mapping[str, Cell], base: str) -> Raw:
     """Rows by name, each with its difference from `base`, in points."""
     rows = {}
     for name, cell in cells.items():
@@ -127,38 +159,57 @@ def table(cells: dict[str, Cell], base: str) -> dict[str, Any]:
     return rows
 
 
-def average(parts: list[dict[str, Any]]) -> dict[str, dict[str, float]]:
-    """Means over seeds: accuracies and differences in percent and points, costs a problem."""
+def average(parts: Sequence[Raw]) -> dict[str, dict[str, float]]:
+    """Means over seeds: accuracies and differences in percent and points, costs a problem; the
+    difference of the seed where it is least is `points_least`."""
     keys = ("total_tokens", "computed_tokens", "sampled_tokens", "completions", "points_mean")
     found: dict[str, dict[str, float]] = {}
     for name in parts[0]:
         rows = [part[name] for part in parts]
-        if name == "speed":
-            found[name] = {key: round(fmean(r[key] for r in rows), 1) for key in rows[0]}
-            continue
         found[name] = {key: round(fmean(r[key] for r in rows), 2) for key in keys}
         found[name]["accuracy"] = round(100 * fmean(r["accuracy"] for r in rows), 2)
+        found[name]["points_least"] = round(min(r["points_mean"] for r in rows), 2)
     return found
 
 
-def write() -> None:
-    parts = {path.stem: json.loads(path.read_text()) for path in sorted(PARTS.glob("*.json"))}
-    for name, kinds in (("strategies", ("votes", "forcing")), ("s2a", ("s2a",))):
-        chosen = {p: raw for p, raw in parts.items() if p.split("-")[0] in kinds}
-        if not chosen:
-            continue
-        grouped = {k: [raw for p, raw in chosen.items() if p.startswith(k + "-")] for k in kinds}
-        write_result(
-            name,
-            command="python bench/bench_strategies.py",
-            seeds=sorted({int(part.split("-")[1]) for part in chosen}),
-            raw=chosen,
-            summary={
-                kind: average(group) | {"num_seeds": len(group)}
-                for kind, group in grouped.items()
-                if group
-            },
-        )
+def at_equal_tokens(rows: Mapping[str, Mapping[str, float]], name: str) -> float:
+    """Accuracy of `name` less that of a majority at the same total tokens, in points, on the line
+    through the majorities measured."""
+    names = ("sample", "majority_2", "majority_4", "majority_8", "majority_12", "majority")
+    tokens = rows[name]["total_tokens"]
+    points = [(rows[n]["total_tokens"], rows[n]["accuracy"]) for n in names]
+    for (low, before), (high, after) in pairwise(points):
+        if low <= tokens <= high:
+            line = before + (after - before) * (tokens - low) / (high - low)
+            return round(rows[name]["accuracy"] - line, 2)
+    raise ValueError(f"{name} takes {tokens} tokens, and no majority that was measured does")
+
+
+def summary_of(parts: Mapping[str, Raw]) -> dict[str, Any]:
+    summary: dict[str, Any] = {}
+    for kind in ("votes", "forcing"):
+        for family in FAMILIES:
+            group = [raw for part, raw in parts.items() if part.startswith(f"{kind}-{family}-")]
+            if not group:
+                continue
+            rows: dict[str, Any] = average(group)
+            for name, row in rows.items() if kind == "votes" else ():
+                row["at_equal_tokens"] = at_equal_tokens(rows, name)
+                row["samples_percent"] = round(100 * row["completions"] / VOTES, 1)
+            summary.setdefault(kind, {})[family] = rows | {"num_seeds": len(group)}
+    if "speed" in parts:
+        summary["speed"] = {key: round(value, 1) for key, value in parts["speed"].items()}
+    return summary
+
+
+def write(parts: dict[str, Raw]) -> None:
+    write_result(
+        "strategies",
+        command="python bench/bench_strategies.py --jobs 2",
+        seeds=list(SEEDS),
+        raw=parts,
+        summary=summary_of(parts),
+    )
 
 
 def trained_model() -> str:
@@ -170,26 +221,5 @@ def trained_model() -> str:
     return str(folder / "model")
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description="Strategies on the quickstart model.")
-    parser.add_argument("--model", help="another model than the one of the quickstart recipe")
-    parser.add_argument("--part", action="append", default=[])
-    parser.add_argument("--write", action="store_true")
-    arguments = parser.parse_args()
-    every = [f"{kind}-{seed}" for kind in ("votes", "forcing", "s2a") for seed in range(3)]
-    parts = arguments.part or ([] if arguments.write else every)
-    if parts:
-        loaded = load_model(arguments.model or trained_model())
-        engine = LocalEngine(loaded.model, loaded.tokenizer)
-    for part in parts:
-        found = run_part(engine, part)
-        PARTS.mkdir(parents=True, exist_ok=True)
-        (PARTS / f"{part}.json").write_text(json.dumps(found) + "\n")
-        for name, row in found.items():
-            print(part, name, {key: value for key, value in row.items() if key in SHOWN})
-    if arguments.write or not arguments.part:
-        write()
-
-
 if __name__ == "__main__":
-    main()
+    run_parts(__file__, PARTS, ["speed", *EVERY], run_part, write, first=trained_model)

@@ -229,7 +229,7 @@ class FaultServer:
         self.counted.sampled_tokens += usage["completion_tokens"]
 
     def _unknown_field(self, body: Body) -> str | None:
-        dialect = self._dialect
+        dialect, options = self._dialect, body.get("stream_options", {})
         known = {
             "n": dialect.n,
             "seed": dialect.seed,
@@ -237,7 +237,7 @@ class FaultServer:
             "top_logprobs": dialect.logprobs,
             "return_token_ids": dialect.token_ids,
             "continue_final_message": dialect.continues,
-            "stream_options": dialect.live_usage,
+            "stream_options": dialect.live_usage or "continuous_usage_stats" not in options,
             "max_tokens": dialect.limit_field == "max_tokens",
         }
         names = [name for name in body if not known.get(name, True)]

@@ -146,7 +146,9 @@ def logged(tmp_path_factory: pytest.TempPathFactory) -> Logged:
     sft = shared | {"stage": "sft", "data": str(data), "traces_per_step": 1}
     greso = rl | {"select": {"examples": "greso", "max_batches": 2, "replay_share": 0.5}}
     difficulty = rl | {"select": {"examples": "difficulty"}}
-    recipes = {"sft": sft, "greso": greso, "difficulty": difficulty, "rl": rl}
+    by_strategy = rl | {"eval_strategy": "majority:n=2", "eval_budget": 99}
+    recipes = {"sft": sft, "greso": greso, "difficulty": difficulty, "by_strategy": by_strategy}
+    recipes |= {"rl": rl}
     names: set[str] = set()
     for name, recipe in recipes.items():
         parsed = parse_recipe(recipe | {"run_dir": str(folder / name)})
@@ -265,9 +267,9 @@ def test_the_example_of_a_family_works() -> None:
     family: Family = names["PERIMETER"]
     for difficulty in range(1, family.max_difficulty + 1):
         content = family.draw_in_split(Random(1), difficulty, test=True)
-        question, plain = family.ask(content, Random(2), False)
+        question, plain = family.ask(content, Random(2), 0)
         assert question == plain
-        assert family.ask(content, Random(2), True)[0].endswith(plain)
+        assert family.ask(content, Random(2), 2)[0].endswith(plain)
         assert family.work(content, Arithmetic()).answer == str(2 * sum(content))
 
 

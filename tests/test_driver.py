@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from forethought.budget import Account, Budget, Prices
 from forethought.errors import EngineError
 from forethought.sampling.scripted import ABLE, Reply, ScriptedEngine
-from forethought.strategies.driver import MAX_RETRIES, solve_all
+from forethought.strategies.driver import MAX_RETRIES, Listener, solve_all
 from forethought.strategies.registry import parse_strategy
 from forethought.types import (
     Completion,
@@ -129,6 +129,21 @@ def test_thinking_under_a_token_budget_leaves_room_for_an_answer() -> None:
     assert found.answer == RIGHT and found.finish_reason is FinishReason.BUDGET
     assert 150 < found.usage.total_tokens <= 200
     assert found.trace[0].completions[0].finish_reason is FinishReason.BUDGET
+
+
+@pytest.mark.parametrize("tokens", range(60, 700, 40))
+def test_every_thought_that_was_paid_for_is_answered_at_like_length(tokens: int) -> None:
+    def think(request: Request, rng: Random) -> str:
+        return "so " * 200 if "</think>" in request.prefix else "hm " * rng.randint(1, 60)
+
+    spec = "majority:n=6+budget_forcing:answer_tokens=8"
+    [found] = solve(spec, think, max_tokens=60, budget=Budget(tokens=tokens))
+    answers = [call for call in found.trace if "</think>" in call.request.prefix]
+    thoughts = [call for call in found.trace if call.request.reserve]
+    assert len(answers) == len(thoughts) > 0
+    sizes = {call.request.params.max_tokens for call in answers}
+    assert len(sizes) == 1 and min(sizes) >= 8
+    assert found.usage.total_tokens <= tokens
 
 
 def test_a_shared_budget_holds_for_all_problems_together() -> None:
@@ -263,7 +278,9 @@ def test_completions_are_heard_of_as_they_come(streams: bool) -> None:
         engine,
         parse_strategy("majority:n=2"),
         problems(2),
-        on_completion=lambda index, request, completion: heard.append((index, completion.text)),
+        listener=Listener(
+            ended=lambda index, _, completion: heard.append((index, completion.text))
+        ),
     )
     traced = [
         (i, c.text) for i, s in enumerate(found) for call in s.trace for c in call.completions

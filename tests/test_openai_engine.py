@@ -6,11 +6,12 @@ from typing import Any
 
 import pytest
 
-from fault_server import OVERHEAD, Dialect, FaultServer
+from fault_server import OVERHEAD, Body, Dialect, Fault, FaultServer
 from forethought.errors import EngineError, UserError
 from forethought.sampling.openai import Limits, OpenAIEngine
 from forethought.sampling.openai_client import ServerError, endpoint
 from forethought.sampling.openai_probe import Traits
+from forethought.sampling.pieces import Piece
 from forethought.sampling.retries import RetryPolicy
 from forethought.types import Engine, FinishReason, Message, Request, SamplingParams, Usage
 
@@ -19,6 +20,7 @@ OLLAMA = Dialect(n=False, seed=True, logprobs=False)
 BARE = Dialect(n=False, seed=False, logprobs=False, usage=False)
 LIVE = Traits(top_logprobs=True, token_ids=True, logprobs=True, live_counts=True)
 NEWER_OPENAI = Dialect(is_strict=True, limit_field="max_completion_tokens")
+OF_OPENAI = {"n", "seed", "logprobs", "top_logprobs", "counts", "end"}
 STRICT = Dialect(n=False, seed=False, logprobs=False, is_strict=True)
 
 
@@ -40,11 +42,11 @@ def saying(*tokens: str, **options: Any) -> FaultServer:
 @pytest.mark.parametrize(
     ("dialect", "expected"),
     [
-        (VLLM, {"n", "seed", "logprobs", "top_logprobs", "token_ids", "prefix", "counts", "live"}),
-        (NEWER_OPENAI, {"n", "seed", "logprobs", "top_logprobs", "counts"}),
-        (OLLAMA, {"seed", "counts"}),
+        (VLLM, {*OF_OPENAI, "token_ids", "prefix", "live"}),
+        (NEWER_OPENAI, OF_OPENAI),
+        (OLLAMA, {"seed", "counts", "end"}),
         (BARE, {"seed"}),  # it ignores the seed, and nothing tells
-        (STRICT, {"counts"}),
+        (STRICT, {"counts", "end"}),
     ],
     ids=["vllm", "newer openai", "ollama", "bare", "strict"],
 )
@@ -61,11 +63,12 @@ def test_the_probe_finds_what_a_server_can_do(dialect: Dialect, expected: set[st
         "prefix": traits.prefix,
         "counts": traits.counts,
         "live": traits.live_counts,
+        "end": traits.end_counts,
     }
     assert {name for name, has in found.items() if has} == expected
     assert traits.limit_field == dialect.limit_field
     assert traits.context == dialect.context
-    assert server.counted.calls <= 9
+    assert server.counted.calls <= 10
     assert all(body.get("max_tokens", 1) <= 2 for body in server.counted.bodies)
 
 
@@ -204,6 +207,73 @@ def test_a_stream_is_left_at_the_box_and_the_rest_never_sampled() -> None:
             assert completion.usage.sampled_tokens == len(completion.token_ids) == 2
         assert engine.traffic.num_lost == engine.traffic.num_cancelled == 0
     assert server.counted.left == 2
+
+
+def texts_told(engine: OpenAIEngine, requests: list[Request]) -> dict[tuple[int, int], str]:
+    """The texts that the pieces make, by (request, sibling); and the completions agree."""
+    texts: dict[tuple[int, int], str] = {}
+
+    def tell(piece: Piece) -> None:
+        key = (piece.request, piece.sibling)
+        texts[key] = texts.get(key, "")[: piece.start] + piece.text
+
+    found = engine.generate(requests, on_piece=tell)
+    whole = {(i, s): c.text for i, group in enumerate(found) for s, c in enumerate(group)}
+    assert {key: whole[key] for key in texts} == texts
+    return texts
+
+
+@pytest.mark.parametrize(
+    ("dialect", "told"),
+    [
+        (VLLM, {(0, 0), (1, 0), (1, 1)}),
+        (NEWER_OPENAI, {(0, 0)}),  # a stream a sibling would be a call more
+        (OLLAMA, {(0, 0)}),
+        (BARE, set()),  # a stream would not be counted
+    ],
+)
+def test_the_text_is_told_where_that_costs_no_call_and_no_count(
+    dialect: Dialect, told: set[tuple[int, int]]
+) -> None:
+    tokens = ["<think>", "so", "</think>", " \boxed{2}", " and more"]
+    requests = [ask("a", stop_at_boxed=False), ask("b", n=2, stop_at_boxed=False)]
+    with saying(*tokens, dialect=dialect) as server, open_engine(server) as engine:
+        before = engine.traits and engine.traffic
+        assert texts_told(engine, requests).keys() == told
+        after = engine.traffic
+        assert after.num_unmetered == before.num_unmetered + (3 if dialect is BARE else 0)
+        assert after.sampled_tokens - before.sampled_tokens == (0 if dialect is BARE else 15)
+        assert (after.num_calls - before.num_calls == 2) == engine.capabilities.n
+
+
+def test_a_stream_that_is_only_watched_is_read_to_its_end() -> None:
+    tokens = ["so", " \boxed{2}", " more"]
+    with saying(*tokens, dialect=OLLAMA) as server, open_engine(server) as engine:
+        [[unwatched]] = engine.generate([ask()])
+        assert texts_told(engine, [ask()]) == {(0, 0): unwatched.text}
+
+
+def test_text_is_taken_back_when_a_stream_breaks_off() -> None:
+    def cut_once(_call: int, body: Body) -> Fault:
+        is_first = body["messages"][-1]["content"] == "a" and not starts
+        return Fault.CUT if is_first else Fault.NONE
+
+    starts: list[int] = []
+    pieces: list[Piece] = []
+
+    def say(body: Body, _index: int) -> list[str]:
+        if body["messages"][-1]["content"] == "a":
+            starts.append(len(starts))
+        return ["one", " two", " three", " four"] if len(starts) < 2 else ["one", " and", " all"]
+
+    quick = Limits(retries=RetryPolicy(first_wait_seconds=0.001))
+    server = FaultServer(cut_once, say=say, dialect=VLLM)
+    with server, open_engine(server, limits=quick) as engine:
+        [[completion]] = engine.generate([ask("a")], on_piece=pieces.append)
+    text = ""
+    for piece in pieces:
+        text = text[: piece.start] + piece.text
+    assert text == completion.text == "one and all"
 
 
 def test_a_stream_is_left_when_confidence_falls() -> None:

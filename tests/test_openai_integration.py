@@ -23,6 +23,7 @@ from forethought.models.load import load_model
 from forethought.sampling.local import LocalEngine
 from forethought.sampling.openai import OpenAIEngine
 from forethought.sampling.openai_client import ServerError, endpoint
+from forethought.sampling.pieces import Piece
 from forethought.types import Completion, FinishReason, Message, Request, SamplingParams, Usage
 from vllm_peer import CONTEXT, PYTHON, ROOT, environment, smollm2_folder
 
@@ -176,6 +177,17 @@ def test_a_box_ends_the_stream_early(engine: OpenAIEngine) -> None:
         assert completion.finish_reason is FinishReason.BOXED
         assert "}" in completion.text
         assert completion.usage.sampled_tokens == len(completion.token_ids) < 200
+
+
+def test_the_text_is_told_as_it_grows(engine: OpenAIEngine) -> None:
+    pieces: list[Piece] = []
+    request = ask("Tell a story.", max_tokens=64, stop_at_boxed=False)
+    [[completion]] = engine.generate([request], on_piece=pieces.append)
+    text = ""
+    for piece in pieces:
+        text = text[: piece.start] + piece.text
+    assert text == completion.text
+    assert len(pieces) > 2
 
 
 def test_a_prompt_beyond_the_window_is_the_servers_own_sentence(engine: OpenAIEngine) -> None:

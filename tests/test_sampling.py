@@ -16,6 +16,7 @@ from forethought.errors import EngineError
 from forethought.models.heads import token_logprobs
 from forethought.sampling.cache import TESTED_FAMILIES
 from forethought.sampling.local import LocalEngine
+from forethought.sampling.pieces import Piece
 from forethought.sampling.rows import num_reasoning
 from forethought.types import (
     Capabilities,
@@ -394,12 +395,6 @@ def test_a_row_is_aborted_when_its_window_falls_below_the_threshold() -> None:
     assert whole.token_ids == free.token_ids and whole.usage.discarded_tokens == 0
 
 
-def test_a_completion_ends_when_its_time_is_over() -> None:
-    params = sampled(max_tokens=40, max_seconds=1e-9)
-    completion = one(make_engine(), Request(prompt_ids=prompt_of(5), params=params))
-    assert completion.finish_reason is FinishReason.BUDGET and len(completion.token_ids) == 1
-
-
 def test_prompts_are_counted_as_they_are_sampled() -> None:
     request = Request(prompt_ids=prompt_of(9), params=greedy(1))
     assert (
@@ -659,3 +654,74 @@ def test_sampling_leaves_the_global_random_state_alone() -> None:
     torch.manual_seed(3)
     make_engine().generate(mixed_requests())
     assert torch.equal(torch.rand(4), expected)
+
+
+# Text as it grows
+
+
+def told_by(engine: LocalEngine, requests: list[Request]) -> tuple[dict[Any, str], list[Piece]]:
+    """The texts that the pieces make, by (request, sibling), after checking each against what was
+    told before; and the completions agree."""
+    texts: dict[Any, str] = {}
+    pieces: list[Piece] = []
+
+    def tell(piece: Piece) -> None:
+        key = (piece.request, piece.sibling)
+        texts[key] = texts.get(key, "")[: piece.start] + piece.text
+        pieces.append(piece)
+
+    found = engine.generate(requests, on_piece=tell)
+    completed = {(i, s): c.text for i, group in enumerate(found) for s, c in enumerate(group)}
+    assert {key: text for key, text in completed.items() if text} == texts
+    return texts, pieces
+
+
+def test_the_pieces_told_of_a_completion_are_its_text() -> None:
+    _, pieces = told_by(make_engine(max_rows=3), mixed_requests())
+    assert len(pieces) > 3 * len({(p.request, p.sibling) for p in pieces}), "a token at a time"
+    assert_same(make_engine(max_rows=3).generate(mixed_requests()), alone())
+
+
+def test_a_letter_of_several_tokens_is_told_with_the_last_of_them() -> None:
+    text = " so \u00e9\u4e16 \U0001f600 it ends"
+    ids = ids_of(text)
+    if len(set(ids)) < len(ids):
+        pytest.skip("this tokenizer repeats a byte of these letters")
+    request = Request(prompt_ids=tuple(ids_of(" so")), params=greedy(40))
+    texts, pieces = told_by(make_engine(speaking_model(text)), [request])
+    assert texts[0, 0] == text.removeprefix(" so")
+    assert not any("\ufffd" in piece.text for piece in pieces)
+    assert all(
+        piece.start == sum(len(p.text) for p in pieces[:i]) for i, piece in enumerate(pieces)
+    )
+
+
+def test_a_row_whose_time_is_over_before_it_began_costs_nothing() -> None:
+    late = [Request(prompt_ids=prompt_of(5), params=sampled(max_seconds=1e-9, n=2))]
+    shapes, handle = recorded_inputs(llama())
+    try:
+        [group] = make_engine().generate(late)
+    finally:
+        handle.remove()
+    assert shapes == []
+    assert [c.finish_reason for c in group] == [FinishReason.BUDGET] * 2
+    assert sum((c.usage for c in group), start=Usage()) == Usage(num_calls=1)
+
+
+def test_no_step_begins_that_would_end_past_the_deadline(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [0.0]
+    monkeypatch.setattr(time, "perf_counter", lambda: now[0])
+    engine = make_engine(max_rows=1)
+    step = engine._decoder.step
+
+    def slow(*arguments: Any) -> Any:
+        now[0] += 1.0
+        return step(*arguments)
+
+    monkeypatch.setattr(engine._decoder, "step", slow)
+    timed = Request(prompt_ids=prompt_of(5), params=sampled(max_tokens=40, max_seconds=3.5))
+    free = Request(prompt_ids=prompt_of(6), params=sampled(max_tokens=6))
+    [[first], [second], [never]] = engine.generate([timed, free, timed])
+    assert first.finish_reason is FinishReason.BUDGET and len(first.token_ids) == 1 + 3
+    assert len(second.token_ids) == 6 and second.finish_reason is FinishReason.LENGTH
+    assert never.token_ids == () and never.finish_reason is FinishReason.BUDGET

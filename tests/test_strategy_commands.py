@@ -8,11 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from forethought.budget import Budget, Prices, parse_budget
+from forethought.budget import Budget, Prices, parse_budget, parse_budgets
 from forethought.cli import app
 from forethought.cli.ask_strategy import cost_line
-from forethought.cli.eval_strategies import read_budgets
 from forethought.errors import StrategyError, UserError
 from forethought.evaluation.curves import compare, ledger_of, summarize, sweep, write_cells
 from forethought.evaluation.metrics import mcnemar_p
@@ -157,8 +158,11 @@ def test_eval_compares_strategies_and_draws_the_curves(
         (["--strategy", "greedy", "--strategy", "greedy"], "names one strategy twice"),
         (["--strategy", "greedy", "--samples", "4"], "--samples does not go with --strategy"),
         (["--strategy", "greedy", "--against", "x"], "--against does not go with --strategy"),
-        (["--strategy", "greedy", "--budget", "a"], "'a' is not a number of tokens"),
-        (["--strategy", "greedy", "--budget", "8,8"], "names one budget twice"),
+        (["--strategy", "greedy", "--budget", "a"], "'a' is not a number"),
+        (["--strategy", "greedy", "--budget", "8,8"], "budget=8 is named twice"),
+        (["--strategy", "greedy", "--budget", "calls=0"], "budget=calls=0 allows nothing"),
+        (["--strategy", "greedy", "--budget", "8,16,calls=2"], "mixes several budgets"),
+        (["--strategy", "greedy", "--budget", "coins=2"], "'coins' is no limit; known are tokens"),
         (["--budget", "8"], "go with --strategy"),
     ],
 )
@@ -243,7 +247,42 @@ def test_budgets_are_read() -> None:
     assert parse_budget("tokens=10, calls=2,seconds=1.5,money=0.01") == Budget(
         tokens=10, calls=2, seconds=1.5, money=0.01
     )
-    assert read_budgets("256, 1024") == [256, 1024] and read_budgets(None) == [None]
+    assert parse_budgets(["256, 1024"]) == [Budget(tokens=256), Budget(tokens=1024)]
+    assert parse_budgets(["calls=4,8", "seconds=0.5"]) == [
+        Budget(calls=4), Budget(calls=8), Budget(seconds=0.5),
+    ]  # fmt: skip
+    assert parse_budgets(["tokens=9,calls=2"]) == [Budget(tokens=9, calls=2)]
+    assert parse_budgets([]) == []
+
+
+LIMITS = {
+    "tokens": st.integers(0, 10**9),
+    "calls": st.integers(0, 10**6),
+    "seconds": st.sampled_from([0.0, 0.25, 30.0, 1e6]),
+    "money": st.sampled_from([0.0, 0.01, 1.5e-7]),
+}
+
+
+@given(st.fixed_dictionaries({}, optional=LIMITS))
+def test_a_budget_is_spelled_as_it_is_read(limits: dict[str, Any]) -> None:
+    budget = Budget(**limits)
+    if limits:
+        assert parse_budget(budget.spec) == budget
+
+
+def test_curves_over_calls(tiny: str, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    code, out, _ = run(
+        capsys, "eval", "--model", tiny, "--task", "sum:difficulty=1", "--limit", "2",
+        "--max-tokens", "4", "--strategy", "esc:window=1,n=4", "--budget", "calls=1,2", "--json",
+        "--budget", "tokens=99,calls=3", "--out", str(tmp_path / "out"),
+    )  # fmt: skip
+    rows = json.loads(out)["curves"]
+    assert code == 0
+    assert [row["budget"] for row in rows] == ["calls=1", "calls=2", "tokens=99,calls=3"]
+    assert [row["calls"] for row in rows][:2] == [1, 2] and rows[2]["calls"] <= 3
+    page = (tmp_path / "out" / "report.html").read_text()
+    assert "Accuracy over calls a problem" in page and "over total tokens" in page
+    assert "over money" not in page and "tokens=99,calls=3" in page
 
 
 def test_prices_are_those_of_the_model_or_the_default(tmp_path: Path) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import time
 from functools import cache
-from itertools import product
+from itertools import combinations, product
 from random import Random
 
 import pytest
@@ -106,12 +106,16 @@ def test_numbers_stay_small_enough_for_a_small_model() -> None:
             assert all(0 <= n <= 99 for n in answers)
 
 
+@pytest.mark.parametrize("count", [1, 2, 4])
 @pytest.mark.parametrize("spec", DISTRACTED)
-def test_a_distracted_question_is_the_plain_one_and_one_sentence(spec: str) -> None:
-    for example in problems(spec, "train", size=40):
+def test_a_distracted_question_is_the_plain_one_and_so_many_sentences(
+    spec: str, count: int
+) -> None:
+    for example in problems(spec.replace("distract=1", f"distract={count}"), "train", size=40):
         plain = example.meta["plain"]
         sentences = re.split(r"(?<=[.?]) ", question(example))
-        without = [" ".join(sentences[:i] + sentences[i + 1 :]) for i in range(len(sentences))]
+        kept = range(len(sentences) - count)
+        without = (" ".join(s) for s in combinations(sentences, len(kept)))
         assert plain in without
         assert read(plain).key == key(example)
 
@@ -279,7 +283,7 @@ def test_an_index_outside_is_an_index_error(spec: str, index: int) -> None:
         ("sum:difficulty=--2", ["difficulty=--2", "whole number"]),
         ("sum:difficulty=" + "9" * 5000, ["whole number"]),
         ("sum:size=0", ["size=0", "at least 1"]),
-        ("sum:distract=2", ["distract=2", "0 or 1"]),
+        ("sum:distract=5", ["distract=5", "0 to 4"]),
         ("rule:difficulty=1,size=100000", ["size=100000", "rule", "ask for fewer"]),
     ],
 )

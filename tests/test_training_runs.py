@@ -181,6 +181,39 @@ def test_rl_measures_on_held_out_problems_and_writes_transcripts(
     ].keys()
 
 
+def test_rl_measures_by_a_strategy_under_a_budget(model: Path, tmp_path: Path) -> None:
+    spec = "asc:n=5,confidence=0.9"
+    tables = rl_tables(
+        model, tmp_path / "run", eval_problems=3, eval_every=3, eval_strategy=spec,
+        eval_budget="tokens=400,calls=2",
+    )  # fmt: skip
+    metrics = train(tables)
+    rows = [row for row in metrics if "eval/accuracy" in row]
+    assert [row["step"] for row in rows] == [0, 3, 4]
+    for row in rows:
+        assert 1 < row["eval/completions"] <= 5
+        assert row["eval/sampled_tokens"] < row["eval/total_tokens"] <= 400
+        assert "eval/length_mean" not in row
+    plain = train(rl_tables(model, tmp_path / "plain", eval_problems=3, eval_every=3))
+    assert column(plain, "loss/policy") == column(metrics, "loss/policy")
+
+
+@pytest.mark.parametrize(
+    ("changes", "sentence"),
+    [
+        ({"eval_strategy": "magic"}, "eval_strategy='magic' is wrong: .*known are greedy, sample"),
+        ({"eval_strategy": "asc:k=3"}, "'k=3' is no option of strategy asc; known are n, conf"),
+        ({"eval_strategy": "greedy", "eval_budget": "coins=3"}, "known are tokens, calls, seconds"),
+        ({"eval_budget": 64}, "eval_budget='64' goes with eval_strategy"),
+    ],
+)
+def test_a_wrong_way_to_measure_is_refused_before_a_model_loads(
+    tmp_path: Path, changes: dict[str, Any], sentence: str
+) -> None:
+    with pytest.raises(RecipeError, match=sentence):
+        train(rl_tables(tmp_path / "no model", tmp_path / "run", **changes))
+
+
 def test_one_seed_gives_one_run_and_another_seed_another(model: Path, tmp_path: Path) -> None:
     (tmp_path / "even.py").write_text(EVEN_REWARD)
     parts = {"parts": {f"{tmp_path}/even.py:even": 1.0}}

@@ -140,6 +140,12 @@ def test_it_counts_and_tells_as_the_local_engine_does(
     assert found["heard"] == sorted(
         index for index, group in enumerate(found["groups"]) for _ in group
     )
+    texts = {
+        f"{index}/{sibling}": completion["text"]
+        for index, group in enumerate(found["groups"])
+        for sibling, completion in enumerate(group)
+    }
+    assert found["told"] == {name: text for name, text in texts.items() if text}
     assert found["prompts"] == [len(group[0]["prompt_ids"]) for group in found["groups"]]
     assert found["capabilities"]["context"] == CONTEXT
     assert [c["usage"]["num_calls"] for c in vllm["warm"]] == [1, 0, 0, 0]

@@ -13,6 +13,7 @@ import sys
 from dataclasses import asdict
 from pathlib import Path
 
+from forethought.sampling.pieces import Piece
 from forethought.sampling.vllm import VllmEngine
 from forethought.types import Completion, Request, SamplingParams
 
@@ -35,12 +36,19 @@ def main() -> None:
     def hear(index: int, _completion: Completion) -> None:
         heard.append(index)
 
-    first = engine.generate(requests, on_finish=hear)
+    texts: dict[str, str] = {}
+
+    def tell(piece: Piece) -> None:
+        name = f"{piece.request}/{piece.sibling}"
+        texts[name] = texts.get(name, "")[: piece.start] + piece.text
+
+    first = engine.generate(requests, on_finish=hear, on_piece=tell)
     again = engine.generate(requests)
     found = {
         "groups": [[asdict(completion) for completion in group] for group in first],
         "again": [[completion.token_ids for completion in group] for group in again],
         "heard": sorted(heard),
+        "told": texts,
         "prompts": [engine.count_prompt(request) for request in requests],
         "capabilities": asdict(engine.capabilities),
     }

@@ -8,7 +8,7 @@ starts once they are over, and a call under way ends by `SamplingParams.max_seco
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
@@ -35,6 +35,16 @@ class Budget:
             if value is not None and not value >= 0:
                 raise ValueError(f"{field.name} must be at least 0, got {value}")
 
+    @property
+    def spec(self) -> str:
+        """As `parse_budget` reads it: `1024` where only tokens are limited; "" without limits."""
+        limits = {f.name: getattr(self, f.name) for f in fields(self)}
+        known = {name: value for name, value in limits.items() if value is not None}
+        if known.keys() == {"tokens"}:
+            return str(self.tokens)
+        written = {name: repr(value).removesuffix(".0") for name, value in known.items()}
+        return ",".join(f"{name}={value}" for name, value in written.items())
+
     def within(self, other: Budget) -> Budget:
         """The tighter limit of each kind."""
         pairs = {f.name: (getattr(self, f.name), getattr(other, f.name)) for f in fields(self)}
@@ -59,6 +69,35 @@ def parse_budget(text: str) -> Budget:
         return Budget(**limits)
     except ValueError as error:
         raise StrategyError(f"budget={text}: {error}") from error
+
+
+def parse_budgets(texts: Sequence[str]) -> list[Budget]:
+    """Several budgets: `256,1024` of tokens, `calls=4,8,16` of another kind, and
+    `tokens=512,calls=8`, of two kinds, is one. Raises StrategyError."""
+    found = [budget for text in texts for budget in _parse_list(text)]
+    for budget in found:
+        if 0 in (budget.tokens, budget.calls, budget.seconds, budget.money):
+            raise StrategyError(f"budget={budget.spec} allows nothing: give more than 0")
+        if found.count(budget) > 1:
+            raise StrategyError(f"budget={budget.spec} is named twice: name each once")
+    return found
+
+
+def _parse_list(text: str) -> list[Budget]:
+    name, items = "tokens", []
+    for item in text.split(","):
+        before, equals, value = item.strip().rpartition("=")
+        name = before if equals else name
+        items.append((name, value))
+    names = [name for name, _ in items]
+    if len(set(names)) == 1:
+        return [parse_budget(f"{name}={value}") for name, value in items]
+    if len(set(names)) < len(names):
+        raise StrategyError(
+            f"budget={text} mixes several budgets with several kinds: write kinds that go together "
+            "as tokens=512,calls=8, and give --budget once for each budget"
+        )
+    return [parse_budget(text)]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -195,19 +234,34 @@ def fit(left: Budget, prices: Prices, ask: Ask) -> Ask | None:
     if left.seconds is not None and left.seconds <= 0:
         return None
 
-    def is_affordable(part: Ask) -> bool:
-        worst = part.worst()
-        return (
-            (left.tokens is None or worst.total_tokens <= left.tokens)
-            and (left.calls is None or worst.num_calls <= left.calls)
-            and (left.money is None or prices.cost(worst) <= left.money)
-        )
-
-    if count := _largest(ask.n, lambda n: is_affordable(replace(ask, n=n))):
+    if count := _largest(ask.n, lambda n: _fits(left, prices, [replace(ask, n=n)])):
         return replace(ask, n=count)
     one = replace(ask, n=1)
-    size = _largest(ask.max_tokens, lambda m: is_affordable(replace(one, max_tokens=m)))
+    size = _largest(ask.max_tokens, lambda m: _fits(left, prices, [replace(one, max_tokens=m)]))
     return replace(one, max_tokens=size) if size else None
+
+
+def fit_together(left: Budget, prices: Prices, asks: Sequence[Ask]) -> int:
+    """How long each completion of `asks` may be at most so that all of them fit what is `left`; 0
+    when one of them would go without."""
+
+    def shortened(size: int) -> list[Ask]:
+        return [replace(ask, max_tokens=min(ask.max_tokens, size)) for ask in asks]
+
+    longest = max(ask.max_tokens for ask in asks)
+    if _fits(left, prices, asks):
+        return longest
+    return _largest(longest, lambda size: _fits(left, prices, shortened(size)))
+
+
+def _fits(left: Budget, prices: Prices, asks: Sequence[Ask]) -> bool:
+    """Whether all of `asks` are within what is `left`, at their worst."""
+    worst = sum((ask.worst() for ask in asks), start=Usage())
+    return (
+        (left.tokens is None or worst.total_tokens <= left.tokens)
+        and (left.calls is None or worst.num_calls <= left.calls)
+        and (left.money is None or prices.cost(worst) <= left.money)
+    )
 
 
 def _largest(most: int, fits: Callable[[int], bool]) -> int:

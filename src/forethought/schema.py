@@ -272,8 +272,21 @@ class RlRecipe(RecipeBase):
     eval_problems: Annotated[int, Field(ge=0)] = 100
     """Problems of one evaluation on the way; 0 turns them off."""
     eval_samples: PositiveInt = 2
+    eval_strategy: str | None = None
+    """How a held-out problem is answered, as in "majority:n=4"; None: plain samples."""
+    eval_budget: str | None = None
+    """What it may cost, as in "512" tokens or "tokens=512,calls=4"."""
     eval_every: PositiveInt = 20
     transcripts_per_step: Annotated[int, Field(ge=0)] = 2
+
+    @model_validator(mode="after")
+    def _budget_has_a_strategy(self) -> RlRecipe:
+        if self.eval_budget is not None and self.eval_strategy is None:
+            raise ValueError(
+                f"eval_budget={self.eval_budget!r} goes with eval_strategy: name one, such as "
+                "majority:n=8, or remove it"
+            )
+        return self
 
     @model_validator(mode="after")
     def _reuse_fits(self) -> RlRecipe:

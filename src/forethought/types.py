@@ -79,7 +79,7 @@ class SamplingParams:
     `top_logprobs` k > 0 asks for `Completion.confidences`. With `min_confidence` a completion ends
     as ABORTED once the mean of its last `confidence_window` confidences is below it; an engine
     whose capabilities lack `aborts` ignores it and samples to the end. With `max_seconds` a
-    completion ends as BUDGET, one step of decoding late at most, once the call has lasted so long.
+    completion ends as BUDGET when the call has lasted so long, between two steps of decoding.
     """
 
     max_tokens: int = 256
@@ -242,7 +242,7 @@ class Capabilities:
     seed: bool
     confidences: bool = False  # top_logprobs
     aborts: bool = False  # min_confidence
-    streams: bool = False  # generate(requests, on_finish) calls on_finish(index, completion)
+    streams: bool = False  # generate tells on_finish, and on_piece where it knows the text early
     context: int | None = None  # positions of the model's window, where known
 
     @classmethod

@@ -10,12 +10,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from forethought.cli.ask_live import GrowingText
 from forethought.cli.backend import ApiKeyEnv, Backend, Source, open_engine
 from forethought.cli.console import console, format_seconds, print_json, printable
 from forethought.errors import UserError
 
 if TYPE_CHECKING:
-    from forethought.types import Completion
+    from forethought.types import Completion, Engine, Request
 
 
 def ask_command(
@@ -56,13 +57,16 @@ def ask_command(
         return
     with open_engine(source) as engine:
         start = time.perf_counter()
-        completion = engine.generate([Request(messages=(message,), params=params)])[0][0]
+        growing = GrowingText(console()) if not as_json and _is_watched(engine) else None
+        completion = _sample(engine, Request(messages=(message,), params=params), growing)
         seconds = time.perf_counter() - start
     result = describe(completion, seconds)
     if as_json:
         print_json(result)
-    else:
-        _show(result)
+        return
+    if growing is None:
+        _show_text(result)
+    _show_end(result)
 
 
 def read_question(question: str) -> str:
@@ -94,13 +98,32 @@ def describe(completion: Completion, seconds: float) -> dict[str, Any]:
     }
 
 
-def _show(result: dict[str, Any]) -> None:
+def _is_watched(engine: Engine) -> bool:
+    """Whether the text can be shown while it grows."""
+    return console().is_terminal and engine.capabilities.streams
+
+
+def _sample(engine: Engine, request: Request, growing: GrowingText | None) -> Completion:
+    """The completion, shown as it grows where `growing` is given."""
+    if growing is None:
+        return engine.generate([request])[0][0]
+    streaming: Any = engine
+    completion: Completion = streaming.generate([request], on_piece=growing.grow)[0][0]
+    growing.end(completion.text)
+    return completion
+
+
+def _show_text(result: dict[str, Any]) -> None:
     out = console()
     if result["reasoning"]:
         out.print(printable(result["reasoning"]), style="dim")
         out.print()
     if result["visible"]:
         out.print(printable(result["visible"]))
+
+
+def _show_end(result: dict[str, Any]) -> None:
+    out = console()
     if result["answer"] is not None:
         out.print(f"answer: {printable(result['answer'])}", style="bold")
     else:

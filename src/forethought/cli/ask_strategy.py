@@ -6,6 +6,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from forethought.cli.ask_live import LiveTrace
 from forethought.cli.console import console, format_seconds, print_json, printable
 
 if TYPE_CHECKING:
@@ -13,10 +14,8 @@ if TYPE_CHECKING:
     from forethought.cli.backend import Source
     from forethought.types import (
         Call,
-        Completion,
         Engine,
         Message,
-        Request,
         SamplingParams,
         Solution,
     )
@@ -61,25 +60,21 @@ def solve_one(
     *,
     is_quiet: bool,
 ) -> Solution:
-    """The solution; unless quiet, each completion is shown as it ends."""
-    from forethought.strategies.driver import solve_all
+    """The solution; unless quiet, with its completions as they come."""
+    from forethought.strategies.driver import SILENT, solve_all
     from forethought.strategies.registry import parse_strategy
     from forethought.types import Problem
 
     problem = Problem(messages=(message,), params=params, capabilities=engine.capabilities)
-    screen, count = console(), 0
-
-    def show(_index: int, request: Request, completion: Completion) -> None:
-        nonlocal count
-        count += 1
-        tokens = completion.usage.sampled_tokens
-        screen.print(f"[{count}] {request.purpose.value}, {tokens} tokens", style="cyan")
-        screen.print(printable(completion.text.strip()), style="dim")
-
-    heard = None if is_quiet else show
-    [solution] = solve_all(
-        engine, parse_strategy(spec), [problem], budget=limits, prices=prices, on_completion=heard
-    )
+    with LiveTrace(console()) as trace:
+        [solution] = solve_all(
+            engine,
+            parse_strategy(spec),
+            [problem],
+            budget=limits,
+            prices=prices,
+            listener=SILENT if is_quiet else trace.listener(),
+        )
     return solution
 
 

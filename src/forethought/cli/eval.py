@@ -44,7 +44,8 @@ def eval_command(
         list[str] | None, typer.Option(help="A strategy to measure; give several to compare.")
     ] = None,
     budget: Annotated[
-        str | None, typer.Option(help="With --strategy: tokens a problem, as in 256,1024.")
+        list[str] | None,
+        typer.Option(help="With --strategy, a problem: 256,1024 tokens, or calls=4,8."),
     ] = None,
     prices: Annotated[
         Path | None, typer.Option(help="With --strategy: TOML table of prices of tokens.")
@@ -76,7 +77,7 @@ def eval_command(
         note(f"warning: {task} is not graded soundly: {faults[0]}")
     if strategy:
         _refuse(samples=samples > 1, against=against is not None)
-    elif budget is not None or prices is not None:
+    elif budget or prices is not None:
         raise UserError("--budget and --prices go with --strategy: name one, such as majority:n=8")
     is_new = out is not None and not out.exists()
     files = [] if out is None else _prepare(out, len(names), force)
@@ -87,7 +88,7 @@ def eval_command(
         params = SamplingParams(max_tokens=max_tokens, temperature=warm, top_p=top_p, seed=seed)
         with _leaving_nothing(out if is_new else None):
             eval_strategies(
-                sources[0], problems, strategy, budget, params,
+                sources[0], problems, strategy, budget or [], params,
                 limit=limit, prices=prices, out=out, as_json=as_json,
             )  # fmt: skip
         return

@@ -11,6 +11,7 @@ from forethought.cli.console import Progress, console, print_json
 from forethought.errors import UserError
 
 if TYPE_CHECKING:
+    from forethought.budget import Budget
     from forethought.cli.backend import Source
     from forethought.types import SamplingParams, Task
 
@@ -19,7 +20,7 @@ def eval_strategies(
     source: Source,
     task: Task,
     specs: Sequence[str],
-    budget: str | None,
+    budget: Sequence[str],
     params: SamplingParams,
     *,
     limit: int | None,
@@ -28,7 +29,7 @@ def eval_strategies(
     as_json: bool,
 ) -> None:
     """Measure every strategy under every budget and show the table. Raises UserError."""
-    from forethought.budget import FREE
+    from forethought.budget import FREE, parse_budgets
     from forethought.cli.backend import open_engine
     from forethought.evaluation.curves import summarize, sweep
     from forethought.prices import load_prices
@@ -38,7 +39,7 @@ def eval_strategies(
         parse_strategy(spec)  # mistakes fail before torch is imported
     if len(set(specs)) < len(specs):
         raise UserError("--strategy names one strategy twice: name each once")
-    budgets = read_budgets(budget)
+    budgets: list[Budget | None] = [*parse_budgets(budget)] or [None]
     table = FREE if prices is None else load_prices(prices, source.model)
     total = len(specs) * len(budgets)
     with (
@@ -62,20 +63,6 @@ def eval_strategies(
         print_json(summary)
     else:
         _show(summary, out)
-
-
-def read_budgets(text: str | None) -> list[int | None]:
-    """`256,1024` as numbers of tokens a problem; [None], without limit, when not given."""
-    if text is None:
-        return [None]
-    budgets: list[int | None] = []
-    for item in text.split(","):
-        if not item.strip().isascii() or not item.strip().isdigit() or int(item) < 1:
-            raise UserError(f"--budget {text}: {item!r} is not a number of tokens of at least 1")
-        budgets.append(int(item))
-    if len(set(budgets)) < len(budgets):
-        raise UserError(f"--budget {text} names one budget twice")
-    return budgets
 
 
 def _write(task: Task, cells: Any, summary: dict[str, Any], out: Path) -> None:

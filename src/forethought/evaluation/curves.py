@@ -27,11 +27,11 @@ Progress = Callable[[int, int], None]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Cell:
-    """One strategy under one budget of tokens a problem (None: without): one solution and grade a
-    problem, in the order of the task."""
+    """One strategy under one budget a problem (None: without): one solution and grade a problem,
+    in the order of the task."""
 
     strategy: str
-    budget: int | None
+    budget: Budget | None
     example_ids: tuple[str, ...]
     solutions: tuple[Solution, ...]
     grades: tuple[Grade, ...]
@@ -39,7 +39,13 @@ class Cell:
 
     @property
     def name(self) -> str:
-        return self.strategy if self.budget is None else f"{self.strategy} @ {self.budget}"
+        return self.strategy if self.budget is None else f"{self.strategy} @ {self.budget.spec}"
+
+    @property
+    def limit(self) -> int | str | None:
+        """The budget as results name it: a number of tokens, or limits by name."""
+        spec = None if self.budget is None else self.budget.spec
+        return int(spec) if spec is not None and spec.isdigit() else spec
 
     @property
     def correct(self) -> dict[str, bool]:
@@ -61,7 +67,7 @@ class Cell:
         drawn = [sum(len(call.completions) for call in s.trace) for s in self.solutions]
         return {
             "strategy": self.strategy,
-            "budget": self.budget,
+            "budget": self.limit,
             "accuracy": finite(found.mean),
             "low": finite(found.low),
             "high": finite(found.high) if right else None,
@@ -104,7 +110,7 @@ def sweep(
     engine: Engine,
     task: Task,
     strategies: Sequence[str],
-    budgets: Sequence[int | None],
+    budgets: Sequence[Budget | None],
     params: SamplingParams,
     *,
     limit: int | None = None,
@@ -122,19 +128,19 @@ def sweep(
     able = engine.capabilities
     cells: list[Cell] = []
     for spec in strategies:
-        for tokens in budgets:
+        for budget in budgets:
             began = time.perf_counter()
             solutions = solve_all(
                 engine,
                 parse_strategy(spec),
                 [problem_of(example, params, able) for example in examples],
-                budget=Budget(tokens=tokens),
+                budget=budget,
                 prices=prices,
             )
             pairs = zip(examples, solutions, strict=True)
             cell = Cell(
                 strategy=spec,
-                budget=tokens,
+                budget=budget,
                 example_ids=tuple(example.id for example in examples),
                 solutions=tuple(solutions),
                 grades=tuple(task.grade(example, s.text) for example, s in pairs),
@@ -191,7 +197,7 @@ def write_cells(task: Task, cells: Sequence[Cell], path: Path) -> None:
                 "question": example.messages[-1]["content"],
                 "answer": example.answer,
                 "strategy": cell.strategy,
-                "budget": cell.budget,
+                "budget": cell.limit,
                 "score": grade.score,
                 "status": grade.status,
                 "extracted": grade.extracted,

@@ -3,11 +3,31 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
+
+from markupsafe import Markup
 
 from forethought.evaluation.charts import NUM_COLORS, Line, Point, line_chart
 from forethought.evaluation.report_input import Row, mappings, number
 from forethought.evaluation.units import DASH, Unit, write_difference, write_value
+
+
+@dataclass(frozen=True, slots=True)
+class _Axis:
+    """What accuracy is drawn over: the `key` of a row, by the `name` of its unit."""
+
+    name: str
+    key: str
+    title: str
+
+
+_AXES = (
+    _Axis("tokens", "total_tokens", "total tokens a problem"),
+    _Axis("calls", "calls", "calls a problem"),
+    _Axis("seconds", "seconds", "seconds for all problems together"),
+    _Axis("money", "money", "money a problem"),
+)
 
 
 def sweep_of(summary: Row) -> dict[str, Any] | None:
@@ -16,25 +36,34 @@ def sweep_of(summary: Row) -> dict[str, Any] | None:
     if not rows:
         return None
     names = list(dict.fromkeys(str(row.get("strategy", "")) for row in rows))
-    lines = [
-        Line(name=name, points=_points(name, rows), color=index % NUM_COLORS)
-        for index, name in enumerate(names)
-    ]
-    title = "Accuracy over total tokens a problem"
     return {
-        "svg": line_chart(title, lines, Unit.FRACTION, axis="tokens"),
+        "svgs": [_chart(axis, names, rows) for axis in _axes(rows)],
         "rows": [_row(row) for row in rows],
         "pairs": [_pair(pair) for pair in mappings(summary.get("pairs"))],
     }
 
 
-def _points(name: str, rows: list[Row]) -> tuple[Point, ...]:
+def _axes(rows: list[Row]) -> list[_Axis]:
+    """Tokens, and the other units that a budget is in."""
+    budgets = " ".join(str(row.get("budget")) for row in rows)
+    return [axis for axis in _AXES if axis.name == "tokens" or f"{axis.name}=" in budgets]
+
+
+def _chart(axis: _Axis, names: list[str], rows: list[Row]) -> Markup:
+    lines = [
+        Line(name=name, points=_points(axis.key, name, rows), color=index % NUM_COLORS)
+        for index, name in enumerate(names)
+    ]
+    return line_chart(f"Accuracy over {axis.title}", lines, Unit.FRACTION, axis=axis.name)
+
+
+def _points(key: str, name: str, rows: list[Row]) -> tuple[Point, ...]:
     points = []
     for row in rows:
-        tokens, value = number(row.get("total_tokens")), number(row.get("accuracy"))
-        if row.get("strategy") == name and tokens is not None and value is not None:
+        spent, value = number(row.get(key)), number(row.get("accuracy"))
+        if row.get("strategy") == name and spent is not None and value is not None:
             bounds = {key: number(row.get(key)) for key in ("low", "high")}
-            points.append(Point(step=tokens, value=value, **bounds))
+            points.append(Point(step=spent, value=value, **bounds))
     return tuple(sorted(points, key=lambda point: point.step))
 
 
@@ -43,13 +72,17 @@ def _row(row: Row) -> list[str]:
     low, high = _write(row, "low", Unit.FRACTION), _write(row, "high", Unit.FRACTION)
     return [
         str(row.get("strategy", "")),
-        _write(row, "budget", Unit.TOKENS),
+        _write_budget(row.get("budget")),
         f"{_write(row, 'accuracy', Unit.FRACTION)} ({low} to {high})",
         _write(row, "total_tokens", Unit.TOKENS),
         _write(row, "sampled_tokens", Unit.TOKENS),
         _write(row, "completions", Unit.NUMBER),
         _write(row, "budget_frac", Unit.FRACTION),
     ]
+
+
+def _write_budget(budget: object) -> str:
+    return budget if isinstance(budget, str) else _write({"budget": budget}, "budget", Unit.TOKENS)
 
 
 def _pair(pair: Row) -> list[str]:

@@ -32,6 +32,7 @@ from forethought.sampling.cache import (
 )
 from forethought.sampling.decoder import Decoder
 from forethought.sampling.draw import draw_tokens, row_uniforms
+from forethought.sampling.pieces import OnPiece, Pieces
 from forethought.sampling.products import Weights
 from forethought.sampling.prompts import encode_prompt
 from forethought.sampling.rows import Batch, Prompt, Row
@@ -104,16 +105,22 @@ class LocalEngine:
 
     @torch.inference_mode()
     def generate(
-        self, requests: Sequence[Request], on_finish: Finished | None = None
+        self,
+        requests: Sequence[Request],
+        on_finish: Finished | None = None,
+        on_piece: OnPiece | None = None,
     ) -> list[list[Completion]]:
         """`params.n` completions for each request. `on_finish(request_index, completion)` hears of
-        each completion as it ends, so that grading can overlap with sampling.
+        each completion as it ends, so that grading can overlap with sampling, and `on_piece` of
+        its text, a token at a time.
 
         Raises EngineError, before anything is sampled, for a request that cannot be (see `admit`),
         and later when the model's logits are not finite.
         """
+        began = time.perf_counter()
         found: list[list[Completion | None]] = [[None] * r.params.n for r in requests]
-        for row, completion in self._run(self._waiting_rows(requests)):
+        pieces = None if on_piece is None else Pieces(self._text, on_piece)
+        for row, completion in self._run(self._waiting_rows(requests), began, pieces):
             found[row.request][row.sibling] = completion
             if on_finish is not None:
                 on_finish(row.request, completion)
@@ -141,24 +148,32 @@ class LocalEngine:
                 rows.append(row)
         return deque(chain.from_iterable(by_prompt.values()))
 
-    def _run(self, waiting: deque[Row]) -> Iterator[tuple[Row, Completion]]:
+    def _run(
+        self, waiting: deque[Row], began: float, pieces: Pieces | None
+    ) -> Iterator[tuple[Row, Completion]]:
         """Decode until nothing is live and nothing waits; yields rows as they end."""
         if not waiting:
             return
-        batch = Batch(self._open_cache(waiting), waiting)
+        batch = Batch(self._open_cache(waiting), waiting, began=began, pieces=pieces)
         live = batch.live
         while waiting or live:
+            yield from self._give_up(batch)
             if waiting and self._worth_refilling(batch):
                 joined = self._join(batch)
                 yield from self._retire(batch, joined)
             fit_threads()
             if live:
-                began = time.perf_counter()
+                start = time.perf_counter()
                 last_ids = [row.token_ids[-1] for row in live]
                 lengths = [row.length for row in live]
                 self._draw(self._decoder.step(batch.cache, last_ids, lengths), live)
-                batch.spend(began)
+                batch.step_seconds = batch.spend(start)
                 yield from self._retire(batch, range(len(live)))
+
+    def _give_up(self, batch: Batch) -> Iterator[tuple[Row, Completion]]:
+        """The waiting rows whose time is over: their prompts are not read any more."""
+        for row in batch.pop_late() if batch.has_deadline else ():
+            yield row, row.never_begun(self.policy_version)
 
     def _open_cache(self, rows: Sequence[Row]) -> SlotCache | SharedCache:
         return self._decoder.open(
@@ -238,6 +253,8 @@ class LocalEngine:
         """
         for slot in reversed(slots):
             row = batch.live[slot]
+            if batch.pieces is not None:
+                batch.pieces.grew(row)
             reason = self._finish_reason(row, batch)
             if reason is None:
                 continue
@@ -246,7 +263,10 @@ class LocalEngine:
             if last is not row:
                 batch.live[slot] = last
             seconds = batch.share_seconds - row.started
-            yield row, row.completion(reason, seconds, self._text, self.policy_version)
+            completion = row.completion(reason, seconds, self._text, self.policy_version)
+            if batch.pieces is not None:
+                batch.pieces.ended(row, completion.text)
+            yield row, completion
 
     def _finish_reason(self, row: Row, batch: Batch) -> FinishReason | None:
         if row.token_ids[-1] in self._end_ids:

@@ -33,6 +33,7 @@ from forethought.sampling.openai_reply import BodyReader, Reply
 from forethought.sampling.openai_request import admit, count_bound, prompt_key, request_body
 from forethought.sampling.openai_stream import StreamReader
 from forethought.sampling.openai_usage import completions_of, without_tokens
+from forethought.sampling.pieces import Growth, OnPiece, Piece
 from forethought.sampling.retries import RetryPolicy
 from forethought.types import (
     Capabilities,
@@ -43,7 +44,7 @@ from forethought.types import (
 )
 
 Finished = Callable[[int, Completion], None]
-Emit = Callable[[tuple[int, int, Completion]], None]
+Emit = Callable[[tuple[int, int, Completion] | Piece], None]
 
 _LATE_SECONDS = 0.25  # that a stream may need to notice by itself that its time is up
 _MAX_REMEMBERED = 10_000  # prompts whose length is known
@@ -143,10 +144,14 @@ class OpenAIEngine:
         return count_bound(request, overhead)
 
     def generate(
-        self, requests: Sequence[Request], on_finish: Finished | None = None
+        self,
+        requests: Sequence[Request],
+        on_finish: Finished | None = None,
+        on_piece: OnPiece | None = None,
     ) -> list[list[Completion]]:
         """`params.n` completions for each request. `on_finish(request_index, completion)` hears of
-        each as it ends, in the caller's thread.
+        each as it ends, and `on_piece` of its text as it grows where replies are streamed, both in
+        the caller's thread.
 
         A request that the server keeps failing on while it answers others ends as ERROR, and
         `failures` says why. Raises EngineError for a request that cannot be sampled, before
@@ -155,8 +160,14 @@ class OpenAIEngine:
         for index, request in enumerate(requests):
             admit(index, request, self.traits)
         found: list[dict[int, Completion]] = [{} for _ in requests]
-        with closing(self._background.events(partial(self._sample, requests))) as ended:
-            for index, sibling, completion in ended:
+        sample = partial(self._sample, requests, on_piece is not None)
+        with closing(self._background.events(sample)) as events:
+            for event in events:
+                if isinstance(event, Piece):
+                    assert on_piece is not None
+                    on_piece(event)
+                    continue
+                index, sibling, completion = event
                 found[index][sibling] = completion
                 if on_finish is not None:
                     on_finish(index, completion)
@@ -172,14 +183,18 @@ class OpenAIEngine:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    async def _sample(self, requests: Sequence[Request], emit: Emit) -> None:
+    async def _sample(self, requests: Sequence[Request], is_watched: bool, emit: Emit) -> None:
         """Ask for every completion at once; the client lets so many calls through."""
         began = time.monotonic()
         try:
             async with asyncio.timeout(self._limits.call_seconds), asyncio.TaskGroup() as group:
                 for index, request in enumerate(requests):
+                    is_told = is_watched and self._can_tell(request)
                     for siblings in self._lots(request):
-                        group.create_task(self._fill(index, request, siblings, began, emit))
+                        # a call whose text is told has one choice
+                        growth = Growth(index, siblings[0], emit) if is_told else None
+                        fill = self._fill(index, request, siblings, began, emit, growth)
+                        group.create_task(fill)
         except TimeoutError as error:
             raise ServerError(
                 f"{self.endpoint.chat_url} did not answer everything within "
@@ -195,6 +210,11 @@ class OpenAIEngine:
         is_one_call = self.traits.n and not self._can_stream and request.params.temperature > 0
         return [siblings] if is_one_call else [[sibling] for sibling in siblings]
 
+    def _can_tell(self, request: Request) -> bool:
+        """Whether its text can be heard of as it grows, at no call more and with its counts."""
+        is_alone = self.traits.end_counts and request.params.n == 1
+        return self._can_stream or (self._stream and is_alone)
+
     def _is_streamed(self, request: Request) -> bool:
         params = request.params
         has_use = (
@@ -209,24 +229,38 @@ class OpenAIEngine:
         return self._stream and self.traits.live_counts
 
     async def _fill(
-        self, index: int, request: Request, siblings: list[int], began: float, emit: Emit
+        self,
+        index: int,
+        request: Request,
+        siblings: list[int],
+        began: float,
+        emit: Emit,
+        growth: Growth | None,
     ) -> None:
         """Ask until there is a completion for each sibling; a server may send fewer at a time."""
         is_again = False
         while siblings:
-            completions = await self._ask(request, siblings, began, is_again)
+            completions = await self._ask(request, siblings, began, is_again, growth)
+            if growth is not None:
+                growth.become(completions[0].text)
             for sibling, completion in zip(siblings, completions, strict=False):
                 emit((index, sibling, completion))
             siblings, is_again = siblings[len(completions) :], True
 
     async def _ask(
-        self, request: Request, siblings: list[int], began: float, is_again: bool
+        self,
+        request: Request,
+        siblings: list[int],
+        began: float,
+        is_again: bool,
+        growth: Growth | None,
     ) -> list[Completion]:
         """One call, and the completions that it brought: at least one."""
-        stream = self._is_streamed(request)
+        stream = growth is not None or self._is_streamed(request)
         params = request.params
         cut_at = None if params.max_seconds is None else began + params.max_seconds
-        give_up_at = None if cut_at is None else cut_at + (_LATE_SECONDS if stream else 0.0)
+        is_live = stream and self.traits.live_counts  # it can be left early, and still be counted
+        give_up_at = None if cut_at is None else cut_at + (_LATE_SECONDS if is_live else 0.0)
         body = request_body(
             request,
             model=self.model,
@@ -238,11 +272,11 @@ class OpenAIEngine:
         )
 
         def reader() -> Reader:
-            return (
-                StreamReader(params, request.prefix, cut_at)
-                if stream
-                else BodyReader(request.prefix)
-            )
+            if not stream:
+                return BodyReader(request.prefix)
+            if is_live:
+                return StreamReader(params, request.prefix, cut_at, growth)
+            return StreamReader(_PLAIN, request.prefix, growth=growth)
 
         num_replies = self._client.traffic.num_replies
         tries = Tries()
@@ -270,7 +304,7 @@ class OpenAIEngine:
         async def ask(body: Mapping[str, Any]) -> Reply:
             return await self._client.ask({**body, **self._extra}, BodyReader, Tries())
 
-        async def ask_live(body: Mapping[str, Any]) -> bool:
+        async def ask_live(body: Mapping[str, Any]) -> tuple[bool, bool]:
             readers: list[StreamReader] = []
 
             def reader() -> Reader:
@@ -278,7 +312,8 @@ class OpenAIEngine:
                 return readers[-1]
 
             await self._client.ask({**body, **self._extra}, reader, Tries())
-            return readers[-1].growing.has_live_counts
+            growing = readers[-1].growing
+            return growing.has_live_counts, growing.counts.sampled is not None
 
         traits = await probe(ask, ask_live, self.model)
         self._traits = replace(traits, context=await self._client.context_of(self.model))

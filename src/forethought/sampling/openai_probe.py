@@ -22,12 +22,13 @@ _REFUSED = (400, 422, 501)
 # Every field that some server does not know, as the probe asks for it.
 _OPTIONAL = {"n": 2, "seed": 1, "logprobs": True, "top_logprobs": 2, "return_token_ids": True}
 # Counts in every chunk: vLLM's and SGLang's.
-STREAM_OPTIONS = {"include_usage": True, "continuous_usage_stats": True}
+LIVE_COUNTS = {"include_usage": True, "continuous_usage_stats": True}
+END_COUNTS = {"include_usage": True}
 CONTINUE = {"add_generation_prompt": False, "continue_final_message": True}
 
 Found = TypeVar("Found")
 Ask = Callable[[Mapping[str, Any]], Awaitable[Reply]]
-AskLive = Callable[[Mapping[str, Any]], Awaitable[bool]]
+AskLive = Callable[[Mapping[str, Any]], Awaitable[tuple[bool, bool]]]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -42,6 +43,7 @@ class Traits:
     prefix: bool = False  # vLLM's and SGLang's continue_final_message
     counts: bool = True  # says how many tokens a call took
     live_counts: bool = False  # in every chunk of a stream, so that it can be left early
+    end_counts: bool = False  # in the last one, if not in every one
     limit_field: str = "max_tokens"  # or max_completion_tokens
     context: int | None = None  # positions of the model's window; vLLM and SGLang tell it
     overhead_tokens: int | None = None  # at most, around every message of a prompt
@@ -49,7 +51,8 @@ class Traits:
 
 async def probe(ask: Ask, ask_live: AskLive, model: str) -> Traits:
     """The traits of the server behind `ask`, which sends a body; `ask_live` streams one and says
-    whether counts came along with the text. Raises ServerError when not even plain chat works."""
+    whether counts came along with the text, and at all. Raises ServerError when not even plain
+    chat works."""
     plain: dict[str, Any] = {
         "model": model,
         "messages": [{"role": "user", "content": _WORD}],
@@ -61,11 +64,16 @@ async def probe(ask: Ask, ask_live: AskLive, model: str) -> Traits:
     if traits.limit_field not in base:
         base[traits.limit_field] = 1
     # Two tokens, for counts that come before the end.
-    live = base | {"stream": True, "stream_options": STREAM_OPTIONS, traits.limit_field: 2}
+    live = base | {"stream": True, "stream_options": LIVE_COUNTS, traits.limit_field: 2}
+    found = await _unless_refused(ask_live(live))
+    if found is None:
+        found = await _unless_refused(ask_live(live | {"stream_options": END_COUNTS}))
+    live_counts, end_counts = found or (False, False)
     return replace(
         traits,
         prefix=await _continues(ask, base),
-        live_counts=bool(await _unless_refused(ask_live(live))),
+        live_counts=live_counts,
+        end_counts=end_counts,
     )
 
 

@@ -7,7 +7,13 @@ from collections.abc import Mapping
 from typing import Any
 
 from forethought.errors import EngineError
-from forethought.sampling.openai_probe import CONTINUE, MAX_TOP_LOGPROBS, STREAM_OPTIONS, Traits
+from forethought.sampling.openai_probe import (
+    CONTINUE,
+    END_COUNTS,
+    LIVE_COUNTS,
+    MAX_TOP_LOGPROBS,
+    Traits,
+)
 from forethought.types import Request
 
 
@@ -72,7 +78,8 @@ def request_body(
         messages.append({"role": "assistant", "content": request.prefix})
         body |= CONTINUE
     if stream:
-        body |= {"stream": True, "stream_options": STREAM_OPTIONS}
+        options = LIVE_COUNTS if traits.live_counts else END_COUNTS
+        body |= {"stream": True, "stream_options": options}
     return body | dict(extra)
 
 

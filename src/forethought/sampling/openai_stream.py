@@ -24,10 +24,12 @@ from forethought.sampling.openai_reply import (
     parse_json,
     parse_logprobs,
 )
+from forethought.sampling.pieces import Growth
 from forethought.types import FinishReason, SamplingParams
 
 _MAX_LINE_BYTES = 1 << 20
 _DONE = b"[DONE]"
+_TELL_SECONDS = 0.05  # between two pieces of text that are told
 _TEXTS = ("content", "reasoning", "reasoning_content")
 
 
@@ -120,11 +122,20 @@ def over(growing: Growing, params: SamplingParams) -> FinishReason | None:
 
 class StreamReader:
     """Reads server-sent events into a reply; comments, which servers send as a heartbeat, are left
-    out. `cut_at` is a moment on time.monotonic() at which the choice is over as BUDGET."""
+    out. `cut_at` is a moment on time.monotonic() at which the choice is over as BUDGET; `growth`
+    hears of the text now and then."""
 
-    def __init__(self, params: SamplingParams, prefix: str, cut_at: float | None = None) -> None:
+    def __init__(
+        self,
+        params: SamplingParams,
+        prefix: str,
+        cut_at: float | None = None,
+        growth: Growth | None = None,
+    ) -> None:
         self._params = params
         self._cut_at = cut_at
+        self._growth = growth
+        self._told_at = -_TELL_SECONDS
         self._rest = b""
         self.growing = Growing(prefix=prefix)
         self._cut: FinishReason | None = None
@@ -150,6 +161,9 @@ class StreamReader:
             is_late = self._cut_at is not None and time.monotonic() >= self._cut_at
             self._cut = FinishReason.BUDGET if is_late else over(growing, self._params)
             self._is_done = self._cut is not None
+        if self._growth is not None and time.monotonic() - self._told_at >= _TELL_SECONDS:
+            self._growth.become(growing.choice(FinishReason.EOS).text)
+            self._told_at = time.monotonic()
 
     def reply(self) -> Reply:
         """Raises BadReply when the stream broke off."""

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 
 from forethought.grading.answers import THINK_CLOSE, THINK_OPEN
 from forethought.sampling.cache import Prefill, SlotCache
+from forethought.sampling.pieces import Pieces
 from forethought.sampling.shared_cache import SharedCache
 from forethought.types import Completion, FinishReason, SamplingParams, Usage
 
@@ -84,6 +85,18 @@ class Row:
             confidences=tuple(self.confidences),
         )
 
+    def never_begun(self, policy_version: int) -> Completion:
+        """The row when its time was over before the model had seen the prompt."""
+        return Completion(
+            prompt_ids=self.prompt_ids,
+            token_ids=(),
+            logprobs=(),
+            text="",
+            finish_reason=FinishReason.BUDGET,
+            usage=Usage(num_calls=0 if self.sibling else 1),
+            policy_version=policy_version,
+        )
+
 
 @dataclass(slots=True)
 class Batch:
@@ -97,14 +110,36 @@ class Batch:
     # all along would have used. So the seconds of all completions add up to the call's.
     share_seconds: float = 0.0
     began: float = field(default_factory=time.perf_counter)
+    step_seconds: float = 0.0  # of the last step of decoding
+    has_deadline: bool = field(init=False)  # a row has
+    pieces: Pieces | None = None  # hears of the rows as they grow
 
-    def spend(self, began: float) -> None:
-        self.share_seconds += (time.perf_counter() - began) / max(1, len(self.live))
+    def __post_init__(self) -> None:
+        self.has_deadline = any(row.params.max_seconds is not None for row in self.waiting)
+
+    def pop_late(self) -> list[Row]:
+        """Take the rows out of those waiting whose time is over."""
+        late: list[Row] = []
+        rest: list[Row] = []
+        for row in self.waiting:
+            (late if self.is_late(row.params) else rest).append(row)
+        self.waiting.clear()
+        self.waiting.extend(rest)
+        return late
+
+    def spend(self, began: float) -> float:
+        """Share out the time since `began`, and return it."""
+        seconds = time.perf_counter() - began
+        self.share_seconds += seconds / max(1, len(self.live))
+        return seconds
 
     def is_late(self, params: SamplingParams) -> bool:
-        """Whether the call has lasted as long as a row with these params may."""
+        """Whether a row with these params has no time for another step, if that lasts as long as
+        the last one."""
         limit = params.max_seconds
-        return limit is not None and time.perf_counter() - self.began >= limit
+        if limit is None:
+            return False
+        return time.perf_counter() - self.began + self.step_seconds >= limit
 
 
 def num_reasoning(token_ids: Sequence[int], text: str, before: str, decode: Decode) -> int:

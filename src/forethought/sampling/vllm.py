@@ -16,6 +16,7 @@ from typing import Any, Self
 from forethought.errors import EngineError, UserError
 from forethought.sampling.admission import Limits, admit
 from forethought.sampling.draw import stable_seed
+from forethought.sampling.pieces import OnPiece, Pieces
 from forethought.sampling.prompts import encode_prompt
 from forethought.sampling.rows import Row
 from forethought.sampling.stopping import StopChecker, text_before
@@ -58,18 +59,22 @@ class VllmEngine:
         return len(encode_prompt(self._tokenizer, request))
 
     def generate(
-        self, requests: Sequence[Request], on_finish: Finished | None = None
+        self,
+        requests: Sequence[Request],
+        on_finish: Finished | None = None,
+        on_piece: OnPiece | None = None,
     ) -> list[list[Completion]]:
         """`params.n` completions for each request; `on_finish(request_index, completion)` hears of
-        each as it ends. Raises EngineError, before anything is sampled, for a request that cannot
-        be (see `admit`)."""
+        each as it ends, `on_piece` of its text as it grows. Raises EngineError, before anything is
+        sampled, for a request that cannot be (see `admit`)."""
         rows = {str(number): row for number, row in enumerate(self._rows(requests))}
         found: list[dict[int, Completion]] = [{} for _ in requests]
         try:
             for name, row in rows.items():
                 prompt = {"prompt_token_ids": list(row.prompt_ids)}
                 self._engine.add_request(name, prompt, _sampling(row))
-            for row, completion in self._run(dict(rows)):
+            pieces = None if on_piece is None else Pieces(self._text, on_piece)
+            for row, completion in self._run(dict(rows), pieces):
                 found[row.request][row.sibling] = completion
                 if on_finish is not None:
                     on_finish(row.request, completion)
@@ -94,7 +99,7 @@ class VllmEngine:
                     shares_prefill=False,
                 )
 
-    def _run(self, live: dict[str, Row]) -> Iterator[tuple[Row, Completion]]:
+    def _run(self, live: dict[str, Row], pieces: Pieces | None) -> Iterator[tuple[Row, Completion]]:
         """Step until nothing is live; yields rows as they end. The time of a step is split evenly
         among the rows then live, so that the seconds of all completions add up to the call's."""
         began = clock = time.perf_counter()
@@ -108,15 +113,23 @@ class VllmEngine:
                 if row is None:
                     continue  # it ended, and this was on the way
                 reason = self._take(row, output, clock - began)
+                if pieces is not None:
+                    pieces.grew(row)
                 if reason is None:
                     continue
                 del live[output.request_id]
                 if not output.finished:
                     self._engine.abort_request([output.request_id])
                 completion = row.completion(reason, share_seconds, self._text, 0)
+                if pieces is not None:
+                    pieces.ended(row, completion.text)
                 cached = min(output.num_cached_tokens or 0, len(row.prompt_ids))
                 usage = replace(completion.usage, cached_tokens=cached)
                 yield row, replace(completion, usage=usage)
+            for name in [n for n, row in live.items() if _is_too_late(row, clock - began)]:
+                self._engine.abort_request([name])
+                row = live.pop(name)
+                yield row, row.never_begun(0)
 
     def _take(self, row: Row, output: Any, seconds: float) -> FinishReason | None:
         """Write down the new tokens, up to the one that ends the row: why it ends, or None."""
@@ -141,6 +154,12 @@ class VllmEngine:
     def _text(self, token_ids: Sequence[int], *, skip_special_tokens: bool = True) -> str:
         decode = self._tokenizer.decode
         return str(decode(list(token_ids), skip_special_tokens=skip_special_tokens))
+
+
+def _is_too_late(row: Row, seconds: float) -> bool:
+    """Whether the row waits still, and its time is over."""
+    limit = row.params.max_seconds
+    return limit is not None and seconds >= limit and not row.token_ids
 
 
 def _sampling(row: Row) -> Any:

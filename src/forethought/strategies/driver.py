@@ -12,8 +12,9 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from forethought.budget import FREE, Account, Ask, Budget, Hold, Prices, fit
+from forethought.budget import FREE, Account, Ask, Budget, Hold, Prices, fit, fit_together
 from forethought.errors import EngineError
+from forethought.sampling.pieces import Piece
 from forethought.strategies.base import unsolved
 from forethought.types import (
     Call,
@@ -30,9 +31,21 @@ from forethought.types import (
     Usage,
 )
 
-# (index of the problem, its request as sent, a completion that has ended)
-OnCompletion = Callable[[int, Request, Completion], None]
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Listener:
+    """Who hears of `solve_all` under way; what is None is not told, and costs nothing.
+
+    `asked(requests)`: they go to the engine. `grew(index of the problem, its request, piece)`: the
+    text of a completion, where the engine tells it. `ended(index, request, completion)`.
+    """
+
+    asked: Callable[[Sequence[Request]], None] | None = None
+    grew: Callable[[int, Request, Piece], None] | None = None
+    ended: Callable[[int, Request, Completion], None] | None = None
+
+
+SILENT = Listener()
 MAX_RETRIES = 2  # of a completion that the engine gave up on
 _MAX_IGNORED = 8  # times a strategy may go on asking when nothing is left
 _TEMPLATE_TOKENS = 64  # a chat template's own, a message, where the engine cannot count
@@ -46,7 +59,7 @@ def solve_all(
     budget: Budget | None = None,
     prices: Prices = FREE,
     parent: Account | None = None,
-    on_completion: OnCompletion | None = None,
+    listener: Listener = SILENT,
 ) -> list[Solution]:
     """Solve every problem by `strategy`, each within `budget`, all within the `parent`'s.
 
@@ -58,7 +71,7 @@ def solve_all(
     clock = time.perf_counter()
     while any(job.solution is None for job in jobs):
         asked = [part for job in jobs for part in job.plan(engine)]
-        groups = _generate(engine, asked, on_completion)
+        groups = _generate(engine, asked, listener)
         for part, completions in zip(asked, groups, strict=True):
             part.job.receive(part, completions)
         clock, before = time.perf_counter(), clock
@@ -72,27 +85,32 @@ def solve_all(
     return [job.solution for job in jobs if job.solution is not None]
 
 
-def _generate(
-    engine: Engine, asked: Sequence[_Part], on_completion: OnCompletion | None
-) -> list[list[Completion]]:
+def _generate(engine: Engine, asked: Sequence[_Part], listener: Listener) -> list[list[Completion]]:
     if not asked:
         return []
     requests = [part.request for part in asked]
-    if on_completion is None:
-        return engine.generate(requests)
-    if engine.capabilities.streams:
-
-        def heard(index: int, completion: Completion) -> None:
-            on_completion(asked[index].job.index, requests[index], completion)
-
-        streaming: Any = engine
-        groups: list[list[Completion]] = streaming.generate(requests, on_finish=heard)
+    if listener.asked is not None:
+        listener.asked(requests)
+    grew, ended = listener.grew, listener.ended
+    if not engine.capabilities.streams:
+        groups = engine.generate(requests)
+        if ended is not None:
+            for part, completions in zip(asked, groups, strict=True):
+                for completion in completions:
+                    ended(part.job.index, part.request, completion)
         return groups
-    groups = engine.generate(requests)
-    for part, completions in zip(asked, groups, strict=True):
-        for completion in completions:
-            on_completion(part.job.index, part.request, completion)
-    return groups
+    callbacks: dict[str, Any] = {}
+    if ended is not None:
+        callbacks["on_finish"] = lambda index, completion: ended(
+            asked[index].job.index, requests[index], completion
+        )
+    if grew is not None:
+        callbacks["on_piece"] = lambda piece: grew(
+            asked[piece.request].job.index, requests[piece.request], piece
+        )
+    streaming: Any = engine
+    found: list[list[Completion]] = streaming.generate(requests, **callbacks)
+    return found
 
 
 @dataclass(slots=True)
@@ -153,28 +171,22 @@ class _Job:
 
     def plan(self, engine: Engine) -> Iterator[_Part]:
         """What to ask now: of every wish, the piece that the budget reaches for."""
-        for wish in self._wishes:
-            siblings = wish.missing
-            if not siblings:
-                continue
-            left = self.account.left
-            params = wish.request.params
-            prompt = self._count_prompt(engine, wish.request, left)
-            if self._context is not None and self._trace and prompt >= self._context:
+        wanted = [(wish, self._ask(engine, wish)) for wish in self._wishes if wish.missing]
+        last = [ask for wish, ask in wanted if ask is not None and _is_last(wish.request)]
+        # Thinking that was paid for is answered: those answers are shortened alike.
+        shared = fit_together(self.account.left, self.account.prices, last) if last else 0
+        for wish, ask in wanted:
+            if ask is None:
                 wish.is_closed = True  # thinking has filled the model's window
                 continue
-            full = Ask(
-                prompt_tokens=prompt,
-                n=len(siblings),
-                max_tokens=params.max_tokens,
-                reserve=wish.request.reserve,
-                calls_each=self._calls_each,
-            )
-            part = fit(left, self.account.prices, full)
+            if shared and _is_last(wish.request):
+                ask = replace(ask, max_tokens=min(ask.max_tokens, shared))
+            left, params = self.account.left, wish.request.params
+            part = fit(left, self.account.prices, ask)
             if part is None:
                 wish.is_closed = self._ran_out = True
                 continue
-            siblings = siblings[: part.n]
+            siblings = wish.missing[: part.n]
             sent = replace(
                 params,
                 n=part.n,
@@ -184,6 +196,19 @@ class _Job:
             )
             request = replace(wish.request, params=sent)
             yield _Part(self, wish, siblings, request, self.account.hold(part))
+
+    def _ask(self, engine: Engine, wish: _Wish) -> Ask | None:
+        """What the rest of a wish can come to; None when its prompt fills the model's window."""
+        prompt = self._count_prompt(engine, wish.request, self.account.left)
+        if self._context is not None and self._trace and prompt >= self._context:
+            return None
+        return Ask(
+            prompt_tokens=prompt,
+            n=len(wish.missing),
+            max_tokens=wish.request.params.max_tokens,
+            reserve=wish.request.reserve,
+            calls_each=self._calls_each,
+        )
 
     def receive(self, part: _Part, completions: Sequence[Completion]) -> None:
         """Book what a part has cost, and keep its completions; one that failed is asked again."""
@@ -262,6 +287,11 @@ def _cut_by_budget(completion: Completion) -> Completion:
     if completion.finish_reason is not FinishReason.LENGTH:
         return completion
     return replace(completion, finish_reason=FinishReason.BUDGET)
+
+
+def _is_last(request: Request) -> bool:
+    """Whether it goes on with a turn that was begun, and nothing comes after it."""
+    return bool(request.prefix) and not request.reserve and request.params.n == 1
 
 
 def _tighter(first: float | None, second: float | None) -> float | None:

@@ -14,7 +14,7 @@ from statistics import fmean
 from typing import ClassVar
 
 from forethought.grading.answers import BOX_OPEN, THINK_CLOSE
-from forethought.strategies.base import Part, ask, at_least, one_of, require_able
+from forethought.strategies.base import Part, ask, at_least, one_of, require_able, unsolved
 from forethought.strategies.forcing import CLOSING, OPENING, answer, before, think
 from forethought.types import Completion, Problem, Purpose, Request, Steps
 
@@ -75,6 +75,8 @@ class EarlyExit:
         while left > 0:
             stop = (mark,) if num_probes < self.max_probes else ()
             more = yield from think(problem, thought, left, stop, self.answer_tokens)
+            if more is None and not thought:
+                return unsolved()
             if more is None:
                 break
             left -= max(1, len(more.token_ids))

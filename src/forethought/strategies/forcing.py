@@ -20,7 +20,8 @@ CLOSING = "\n" + THINK_CLOSE + "\n"
 def think(
     problem: Problem, thought: str, max_tokens: int, stop: tuple[str, ...], reserve: int
 ) -> Part[Completion | None]:
-    """Go on from `thought` until the think block would close, or at another stop string."""
+    """Go on from `thought` until the think block would close, or at another stop string. A budget
+    keeps `reserve` tokens for an answer, and room for the tag before it."""
     params = replace(
         problem.params,
         max_tokens=max_tokens,
@@ -29,7 +30,10 @@ def think(
         stop_at_boxed=False,
     )
     request = Request(
-        messages=problem.messages, prefix=OPENING + thought, params=params, reserve=reserve
+        messages=problem.messages,
+        prefix=OPENING + thought,
+        params=params,
+        reserve=reserve + len(CLOSING),  # a token of it has at least one letter
     )
     found = yield from ask(request)
     return found[0] if found else None
@@ -66,6 +70,8 @@ class BudgetForcing:
         thought, waits = "", self.waits
         while left > 0:
             more = yield from think(problem, thought, left, (), self.answer_tokens)
+            if more is None and not thought:
+                return unsolved()  # what there is belongs to siblings that have thought
             if more is None:
                 break
             left -= max(1, len(more.token_ids))

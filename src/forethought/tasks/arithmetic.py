@@ -38,14 +38,15 @@ def _draw_sum(rng: Random, difficulty: int) -> Content:
     return _draw_chain(rng, difficulty + 1, 30)
 
 
-def _ask_sum(content: Content, rng: Random, distract: bool) -> tuple[str, str]:
+def _ask_sum(content: Content, rng: Random, distract: int) -> tuple[str, str]:
     terms = str(content[0]) + "".join(f" {'+' if t > 0 else '-'} {abs(t)}" for t in content[1:])
     question = rng.choice(("What is {}?", "Compute {}.", "Work out {}.")).format(terms)
-    return _with_distraction(question, question, rng) if distract else (question, question)
+    return _with_distraction(question, rng, distract)
 
 
-def _with_distraction(head: str, plain: str, rng: Random) -> tuple[str, str]:
-    return f"{_irrelevant_sentence(rng)} {head}", plain
+def _with_distraction(plain: str, rng: Random, count: int) -> tuple[str, str]:
+    """The question behind so many irrelevant sentences, and alone."""
+    return " ".join([*(_irrelevant_sentence(rng) for _ in range(count)), plain]), plain
 
 
 def _irrelevant_sentence(rng: Random, besides: str = "") -> str:
@@ -66,7 +67,7 @@ def _draw_story(rng: Random, difficulty: int) -> Content:
     return _draw_chain(rng, difficulty + 1, 25)
 
 
-def _ask_story(content: Content, rng: Random, distract: bool) -> tuple[str, str]:
+def _ask_story(content: Content, rng: Random, distract: int) -> tuple[str, str]:
     name, thing = rng.choice(NAMES), rng.choice(THINGS)
     sentences = [f"{name} has {content[0]} {thing}."]
     for term in content[1:]:
@@ -74,9 +75,8 @@ def _ask_story(content: Content, rng: Random, distract: bool) -> tuple[str, str]
         sentences.append(f"{name} {verb} {abs(term)}.")
     asked = f"How many {thing} does {name} have?"
     plain = " ".join([*sentences, asked])
-    if not distract:
-        return plain, plain
-    sentences.insert(rng.randint(1, len(sentences)), _irrelevant_sentence(rng, besides=name))
+    for _ in range(distract):
+        sentences.insert(rng.randint(1, len(sentences)), _irrelevant_sentence(rng, besides=name))
     return " ".join([*sentences, asked]), plain
 
 
@@ -93,14 +93,14 @@ def _draw_equation(rng: Random, difficulty: int) -> Content:
     return (factor, inner, outer, x)
 
 
-def _ask_equation(content: Content, rng: Random, distract: bool) -> tuple[str, str]:
+def _ask_equation(content: Content, rng: Random, distract: int) -> tuple[str, str]:
     factor, inner, outer, x = content
     unknown = rng.choice("xynk")
     left = unknown if not inner else f"({unknown} + {inner})"
     left = left if factor == 1 else f"{factor} * {left}"
     equation = f"{left} {'+' if outer > 0 else '-'} {abs(outer)} = {factor * (x + inner) + outer}"
     plain = rng.choice(("Solve {} for {}.", "If {}, what is {}?")).format(equation, unknown)
-    return _with_distraction(plain, plain, rng) if distract else (plain, plain)
+    return _with_distraction(plain, rng, distract)
 
 
 def _work_equation(content: Content, arithmetic: Arithmetic) -> Work:

@@ -16,7 +16,7 @@ from forethought.errors import TaskError
 from forethought.grading.answers import extract_answer
 from forethought.grading.math import grade_answer
 from forethought.tasks.arithmetic import EQUATION, STORY, SUM
-from forethought.tasks.problems import Arithmetic, Content, Family
+from forethought.tasks.problems import MAX_DISTRACT, Arithmetic, Content, Family
 from forethought.tasks.puzzles import COUNTDOWN, RULE
 from forethought.types import Example, Grade, GradeStatus, Task
 
@@ -39,7 +39,7 @@ class FamilyTask:
     split: str
     size: int
     seed: int
-    distract: bool = False
+    distract: int = 0
     at_most: bool = False
     _contents: tuple[Content, ...] = field(default=(), repr=False)
 
@@ -50,7 +50,7 @@ class FamilyTask:
 
     @property
     def name(self) -> str:
-        distracted = ",distract=1" if self.distract else ""
+        distracted = f",distract={self.distract}" if self.distract else ""
         return f"{self.family.name}:difficulty={self.difficulty}{distracted}"
 
     def __len__(self) -> int:
@@ -192,15 +192,17 @@ def _load_family(spec: str, split: str, size: int | None, seed: int) -> FamilyTa
         )
     if known["size"] < 1:
         raise TaskError(f"size={known['size']} of task {name} must be at least 1")
-    if known["distract"] not in (0, 1):
-        raise TaskError(f"distract={known['distract']} of task {name} is out of range; use 0 or 1")
+    if not 0 <= known["distract"] <= MAX_DISTRACT:
+        raise TaskError(
+            f"distract={known['distract']} of task {name} is out of range; use 0 to {MAX_DISTRACT}"
+        )
     return FamilyTask(
         family=family,
         difficulty=known["difficulty"],
         split=split,
         size=known["size"],
         seed=known["seed"],
-        distract=bool(known["distract"]),
+        distract=known["distract"],
         at_most="size" not in options,
     )
 

@@ -14,6 +14,7 @@ from random import Random
 from typing import Any
 
 TEST_FRACTION = 0.1
+MAX_DISTRACT = 4
 
 Content = tuple[Any, ...]
 
@@ -59,10 +60,10 @@ class Family:
     """A family of problems along one difficulty dial (1 is easiest).
 
     draw(rng, difficulty) -> content; ask(content, rng, distract) -> question;
-    work(content, arithmetic) -> Work. `distract` asks for an irrelevant sentence; the question is
-    (with it, without it). `check(content, answer)` replaces the comparison with the gold answer
-    where many answers are right. `canonical(content)` forgets what makes no difference to the
-    problem, such as the order in which numbers are listed.
+    work(content, arithmetic) -> Work. `distract` is how many irrelevant sentences to put in, 0 to
+    MAX_DISTRACT; the question is (with them, without them). `check(content, answer)` replaces the
+    comparison with the gold answer where many answers are right. `canonical(content)` forgets what
+    makes no difference to the problem, such as the order in which numbers are listed.
     """
 
     name: str
@@ -70,7 +71,7 @@ class Family:
     max_difficulty: int
     default_difficulty: int
     draw: Callable[[Random, int], Content]
-    ask: Callable[[Content, Random, bool], tuple[str, str]]
+    ask: Callable[[Content, Random, int], tuple[str, str]]
     work: Callable[[Content, Arithmetic], Work]
     check: Callable[[Content, str], bool] | None = None
     canonical: Callable[[Content], Content] | None = None

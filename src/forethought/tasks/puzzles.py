@@ -28,7 +28,7 @@ def _scaled(factor: int, name: str) -> str:
     return name if factor == 1 else f"{factor} * {name}"
 
 
-def _ask_rule(content: Content, rng: Random, distract: bool) -> tuple[str, str]:
+def _ask_rule(content: Content, rng: Random, distract: int) -> tuple[str, str]:
     factor_a, factor_b, constant, operands = content
     symbol = rng.choice(SYMBOLS)
     meaning = f"{_scaled(factor_a, 'a')} + {_scaled(factor_b, 'b')}"
@@ -36,10 +36,12 @@ def _ask_rule(content: Content, rng: Random, distract: bool) -> tuple[str, str]:
     asked = f"{operands[0]} {symbol} {operands[1]}"
     asked = f"({asked}) {symbol} {operands[2]}" if len(operands) == 3 else asked
     plain = f"Here a {symbol} b means {meaning}. What is {asked}?"
-    if not distract:
-        return plain, plain
-    other = rng.choice([s for s in SYMBOLS if s != symbol])
-    return f"Here a {other} b means a + {rng.randint(2, 9)} * b. {plain}", plain
+    question, others = plain, [s for s in SYMBOLS if s != symbol]
+    for _ in range(distract):
+        other = rng.choice(others)
+        others.remove(other)
+        question = f"Here a {other} b means a + {rng.randint(2, 9)} * b. {question}"
+    return question, plain
 
 
 def _work_rule(content: Content, arithmetic: Arithmetic) -> Work:
@@ -64,7 +66,7 @@ def _draw_countdown(rng: Random, difficulty: int) -> Content:
     return (total, tuple(shown)) if total > 0 else _draw_countdown(rng, difficulty)
 
 
-def _ask_countdown(content: Content, rng: Random, distract: bool) -> tuple[str, str]:
+def _ask_countdown(content: Content, rng: Random, distract: int) -> tuple[str, str]:
     target, numbers = content
     listed = ", ".join(map(str, numbers))
     plain = rng.choice(

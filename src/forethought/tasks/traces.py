@@ -74,19 +74,19 @@ def direct(family: Family, content: Content, rng: Random, quality: TraceQuality)
 
 
 def _write_trace(family: Family, content: Content, rng: Random, quality: TraceQuality) -> Document:
-    question, _ = family.ask(content, rng, False)
+    question, _ = family.ask(content, rng, 0)
     return Document(prompt=question, completion=worked(family, content, rng, quality))
 
 
 def _write_direct(family: Family, content: Content, rng: Random, quality: TraceQuality) -> Document:
-    question, _ = family.ask(content, rng, False)
+    question, _ = family.ask(content, rng, 0)
     return Document(prompt=question, completion=direct(family, content, rng, quality))
 
 
 def _write_distracted(
     family: Family, content: Content, rng: Random, quality: TraceQuality
 ) -> Document:
-    question, _ = family.ask(content, rng, True)
+    question, _ = family.ask(content, rng, 1)
     thinks = rng.random() < 0.5
     write = worked if thinks else direct
     return Document(prompt=question, completion=write(family, content, rng, quality))
@@ -95,7 +95,7 @@ def _write_distracted(
 def _write_rewrite(
     family: Family, content: Content, rng: Random, quality: TraceQuality
 ) -> Document:
-    question, plain = family.ask(content, rng, True)
+    question, plain = family.ask(content, rng, 1)
     return Document(prompt=f"Rewrite without what is irrelevant: {question}", completion=plain)
 
 

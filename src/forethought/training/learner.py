@@ -25,6 +25,7 @@ from forethought.tasks.check import refuse_unsound
 from forethought.training.batch import pairs_per_token
 from forethought.training.checkpoint import settled_dtypes
 from forethought.training.held import Held
+from forethought.training.measure import check_measuring
 from forethought.training.selection import Selection
 from forethought.training.update import Optimizers, build_optimizers
 from forethought.types import Task
@@ -63,11 +64,12 @@ class Learner:
 
 
 def check_rl(recipe: RlRecipe) -> tuple[Task, Task, tuple[RewardPart, ...]]:
-    """Training task, held-out task and rewards, tried out. Raises UserError; loads no model."""
+    """Training task, held-out task and rewards, all tried out. Raises UserError; loads no model."""
     task = load_task(recipe.task, split="train", seed=recipe.seed)
     if not recipe.allow_unsound_task:
         refuse_unsound(task, recipe.task)
     held_out = load_task(recipe.eval_task or recipe.task, split="test")
+    check_measuring(recipe)
     samples = [task[0], task[min(1, len(task) - 1)]]
     parts = load_rewards(recipe.reward, max_tokens=recipe.max_tokens, examples=samples)
     return task, held_out, parts

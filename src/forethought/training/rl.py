@@ -11,7 +11,6 @@ from __future__ import annotations
 import time
 from pathlib import Path
 
-from forethought.evaluation.evaluate import evaluate
 from forethought.models.save import save_model
 from forethought.run import Run
 from forethought.schema import RlRecipe
@@ -29,7 +28,8 @@ from forethought.training.held import (
 )
 from forethought.training.learner import Learner, build_learner
 from forethought.training.loop import Metrics, OnStep, run_steps
-from forethought.training.rl_metrics import describe_rollouts, evaluation_metrics, transcript_rows
+from forethought.training.measure import measure
+from forethought.training.rl_metrics import describe_rollouts, transcript_rows
 from forethought.training.rollouts import (
     StepGrades,
     assign_advantages,
@@ -167,23 +167,6 @@ def learn(learner: Learner, step: int) -> Metrics:
     if ends_batch(learner.recipe, step):
         learner.state.held = None
     return metrics
-
-
-def measure(learner: Learner) -> Metrics:
-    """Held-out accuracy and completion length at temperature 1, with 95% intervals."""
-    assert learner.eval_task is not None
-    recipe = learner.recipe
-    found = evaluate(
-        learner.engine,
-        learner.eval_task,
-        num_samples=recipe.eval_samples,
-        temperature=1.0,
-        max_tokens=recipe.max_tokens,
-        limit=recipe.eval_problems,
-        stop_at_boxed=recipe.stop_at_boxed,
-        watch=learner.eval_watch,
-    )
-    return evaluation_metrics(found)
 
 
 class Clock:

@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from statistics import fmean, pstdev
 
+from forethought.evaluation.curves import Cell
 from forethought.evaluation.evaluate import Evaluation
 from forethought.tasks.traces import THINK_OPEN
 from forethought.training.filters import has_signal
@@ -58,6 +59,23 @@ def evaluation_metrics(found: Evaluation) -> dict[str, float]:
         "eval/length_low": length.low,
         "eval/length_high": length.high,
         "eval/truncated_frac": found.truncated_frac,
+    }
+
+
+def strategy_metrics(cell: Cell) -> dict[str, float]:
+    """An evaluation on the way by a strategy, as metrics; costs are means a problem."""
+    found = cell.summary()
+    right = {key: found[key] for key in ("accuracy", "low", "high")}
+    shown = {key: float("nan") if value is None else value for key, value in right.items()}
+    return {
+        "eval/accuracy": shown["accuracy"],
+        "eval/accuracy_low": shown["low"],
+        "eval/accuracy_high": shown["high"],
+        "eval/truncated_frac": fmean(s.finish_reason.is_truncated for s in cell.solutions),
+        "eval/budget_frac": found["budget_frac"],
+        "eval/total_tokens": found["total_tokens"],
+        "eval/sampled_tokens": found["sampled_tokens"],
+        "eval/completions": found["completions"],
     }
 
 
