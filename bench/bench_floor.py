@@ -22,7 +22,7 @@ import torch
 from forethought.models.load import load_model
 from forethought.sampling.cache import prefill
 from forethought.sampling.decoder import Decoder
-from forethought.schema import Optimizer
+from forethought.schema_tables import Optimizer
 from forethought.training.batch import batch_logprobs, pack_batches, pairs_per_token
 from forethought.training.strips import Row
 from forethought.training.update import apply_update, build_optimizers

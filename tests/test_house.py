@@ -18,7 +18,18 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 # A room may use the rooms before it, and its own line.
 ROOMS = [
     {"types", "errors", "budget"},
-    {"config", "schema", "toml", "jsonl", "run", "durable", "machine", "prices", "memory"},
+    {
+        "config",
+        "schema",
+        "schema_tables",
+        "toml",
+        "jsonl",
+        "run",
+        "durable",
+        "machine",
+        "prices",
+        "memory",
+    },
     {"grading"},
     {"tasks"},
     {"models"},

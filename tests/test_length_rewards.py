@@ -13,7 +13,8 @@ from forethought.config import parse_recipe
 from forethought.errors import RecipeError, RewardError
 from forethought.grading.length_rewards import cosine_length, repetition, soft_overlong
 from forethought.grading.rewards import load_reward, load_rewards, score_rollouts
-from forethought.schema import CosineLength, Repetition, Reward, RlRecipe, SoftOverlong
+from forethought.schema import RlRecipe
+from forethought.schema_tables import CosineLength, Repetition, Reward, SoftOverlong
 from forethought.tasks.base import load_task
 from forethought.training.rollouts import grade_rollouts
 from forethought.types import Example, FinishReason, Grade, GradeStatus, Rollout, RolloutGroup

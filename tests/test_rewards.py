@@ -23,7 +23,7 @@ from forethought.grading.rewards import (
     score_rollouts,
 )
 from forethought.grading.user_rewards import adapt
-from forethought.schema import Reward, SoftOverlong
+from forethought.schema_tables import Reward, SoftOverlong
 from forethought.types import Example, Grade, GradeStatus
 
 EXAMPLES = (

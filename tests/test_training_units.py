@@ -18,7 +18,8 @@ from forethought.errors import TrainingStopped
 from forethought.models.heads import token_logprobs
 from forethought.run import Run
 from forethought.sampling.local import LocalEngine
-from forethought.schema import Optimizer, PretrainRecipe, RlRecipe
+from forethought.schema import PretrainRecipe, RlRecipe
+from forethought.schema_tables import Optimizer
 from forethought.tasks.base import load_task
 from forethought.tasks.traces import Document
 from forethought.training import checkpoint

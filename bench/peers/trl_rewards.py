@@ -25,7 +25,7 @@ from trl.rewards import (
 from forethought.grading.export_rewards import as_trl_reward, trl_rows
 from forethought.grading.rewards import RewardPart, load_reward, score_rollouts
 from forethought.grading.user_rewards import adapt
-from forethought.schema import Reward, SoftOverlong
+from forethought.schema_tables import Reward, SoftOverlong
 from forethought.tasks.base import load_task
 from forethought.types import Example
 

@@ -11,7 +11,7 @@ from forethought.errors import RewardError
 from forethought.grading.answers import BOX_OPEN, THINK_CLOSE, THINK_OPEN, last_box, split_think
 from forethought.grading.length_rewards import cosine_length, repetition, soft_overlong
 from forethought.grading.reward_batch import RewardBatch, RewardFunction
-from forethought.schema import Reward
+from forethought.schema_tables import Reward
 
 BUFFER_FRACTION = 0.2  # of max_length: DAPO's 4,096 of 20,480
 

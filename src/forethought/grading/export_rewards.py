@@ -18,7 +18,7 @@ from typing import Any
 from forethought.errors import RewardError
 from forethought.grading.math import grade_answer
 from forethought.grading.rewards import RewardPart, load_reward, score_rollouts
-from forethought.schema import Reward
+from forethought.schema_tables import Reward
 from forethought.types import Example, Message, Task
 
 _GOLD_COLUMNS = ("answer", "solution", "ground_truth")

@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from forethought.schema import CosineLength
+from forethought.schema_tables import CosineLength
 
 
 def cosine_length(score: float, length: int, max_length: int, values: CosineLength) -> float:

@@ -17,7 +17,7 @@ from forethought.errors import RewardError
 from forethought.grading.built_in_rewards import BUILT_IN
 from forethought.grading.reward_batch import RewardBatch, RewardFunction
 from forethought.grading.user_rewards import adapt, load_function
-from forethought.schema import Reward
+from forethought.schema_tables import Reward
 from forethought.types import Example, Grade, GradeStatus
 
 

@@ -11,7 +11,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from forethought.models.precision import compute_in
 from forethought.models.threads import fit_threads
-from forethought.schema import Optimizer
+from forethought.schema_tables import Optimizer
 from forethought.tasks.traces import Document
 from forethought.training.batch import batch_logprobs, pack_batches
 from forethought.training.loop import Metrics

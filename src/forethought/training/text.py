@@ -10,7 +10,7 @@ from random import Random
 from transformers import PreTrainedTokenizerBase
 
 from forethought.errors import RecipeError
-from forethought.schema import Mixture
+from forethought.schema_tables import Mixture
 from forethought.tasks import traces
 from forethought.tasks.base import FAMILIES
 from forethought.tasks.traces import WRITERS, Document, TraceQuality, draw_document

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from forethought.schema import Optimizer
+from forethought.schema_tables import Optimizer
 from forethought.training.muon import Muon
 
 Optimizers = tuple[torch.optim.Optimizer, ...]
