@@ -63,9 +63,9 @@ FORCING = {
     "cap_32": "budget_forcing:max_thinking=32",
     "cap_64": "budget_forcing:max_thinking=64",
     "wait": "budget_forcing:max_thinking=64,waits=1",
-    "exit_80": "early_exit:at=newline,threshold=0.8",
     "exit_95": "early_exit:at=newline,threshold=0.95",
-    "exit_99": "early_exit:at=newline,threshold=0.99",
+    "exit_999": "early_exit:at=newline,threshold=0.999",
+    "exit_9999": "early_exit:at=newline,threshold=0.9999",
 }
 EVERY = [f"{kind}-{f}-{s}" for kind in ("votes", "forcing") for f in FAMILIES for s in SEEDS]
 
