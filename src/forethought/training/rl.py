@@ -131,7 +131,7 @@ def sample_batch(learner: Learner, run: Run, step: int, clock: Clock) -> Metrics
     scores = score_rollouts(learner, rollouts, kept) if needs_scores(recipe) else None
     learner.state.held = hold(assigned, kept, scores)
     clock.lap("score")
-    run.examples(step, example_accuracies(groups))
+    run.examples(step, example_accuracies(gathered.sampled))
     run.transcript(step, transcript_rows(assigned[: recipe.transcripts_per_step]))
     fresh = assigned[: len(assigned) - gathered.num_replayed]
     num_fresh = sum(len(group.rollouts) for group in fresh)
