@@ -1,6 +1,7 @@
 """Which examples to sample and which rollouts to keep: every way for the same seconds of training.
 
-    python bench/bench_selection.py [--seeds 0 1 2] [--seconds 55] [--arms default greso ...]
+    python bench/bench_selection.py [--seeds 0 1 2] [--seconds 50] [--arms default greso ...]
+                                     [--tasks sum equation]
 
 All arms start from the bundled model and train the quickstart's recipe (rloo without the dead
 groups, 32 prompts x 8 rollouts) on the same few examples, so that each comes back several times;
@@ -33,7 +34,7 @@ from forethought.training.rl import start_or_resume, train_step
 from forethought.training.stages import start_run
 from record import write_result
 
-FAMILIES, SIZE = ("sum", "equation"), 256
+SIZE = 256  # training examples, of all tasks together
 PROBLEMS, SAMPLES = 400, 4
 ENDLESS = 100_000  # steps; the clock ends a run
 
@@ -45,20 +46,20 @@ ARMS: dict[str, dict[str, Any]] = {
     "difficulty": {"select": {"examples": "difficulty"}},
     "replay": {"select": {"replay_share": 0.5}},
     "dynamic": {"select": {"max_batches": 4}},
-    "reuse_2": {"estimator": "cispo", "num_iterations": 2},
-    "reuse_4": {"estimator": "cispo", "num_iterations": 4},
+    "reuse_2": {"estimator": "cispo", "scale_rewards": "none", "num_iterations": 2},
+    "reuse_4": {"estimator": "cispo", "scale_rewards": "none", "num_iterations": 4},
 }
 
 
-def recipe_of(arm: str, seed: int, run_dir: Path) -> RlRecipe:
-    each = SIZE // len(FAMILIES)
+def recipe_of(arm: str, seed: int, tasks: Sequence[str], run_dir: Path) -> RlRecipe:
+    each = SIZE // len(tasks)
     tables = {
         "stage": "rl",
         "run_dir": str(run_dir),
         "seed": seed,
         "model": "bundled:seedling",
-        "task": "+".join(f"{family}:size={each}" for family in FAMILIES),
-        "eval_task": "+".join(FAMILIES),
+        "task": "+".join(f"{task}{',' if ':' in task else ':'}size={each}" for task in tasks),
+        "eval_task": "+".join(tasks),
         "num_steps": ENDLESS,
         "prompts_per_step": 32,
         "group_size": 8,
@@ -74,10 +75,10 @@ def recipe_of(arm: str, seed: int, run_dir: Path) -> RlRecipe:
     return recipe
 
 
-def train(arm: str, seed: int, seconds: float, run_dir: Path) -> dict[str, Any]:
+def train(recipe: RlRecipe, seconds: float) -> dict[str, Any]:
     """What a run of so many seconds spent and learned; 0 seconds measure the start."""
-    recipe = recipe_of(arm, seed, run_dir)
-    rows, spent = [], 0.0
+    rows: list[dict[str, float]] = []
+    spent = 0.0
     with start_run(recipe, ["bench_selection"]) as run:
         learner = build_learner(recipe, run)
         start_or_resume(learner, run, 0)
@@ -97,7 +98,7 @@ def train(arm: str, seed: int, seconds: float, run_dir: Path) -> dict[str, Any]:
         "update_seconds": total(rows, "time/update_seconds"),
         "accuracy": 100 * fmean(scores),
     }
-    print(arm, seed, json.dumps(found), file=sys.stderr)
+    print(recipe.run_dir, json.dumps(found), file=sys.stderr)
     return found | {"scores": scores}
 
 
@@ -127,7 +128,7 @@ def answer(learner: Learner) -> list[float]:
 
 def over_seeds(runs: Sequence[dict[str, Any]]) -> list[float]:
     """The mean score of every problem, over the seeds too."""
-    return [fmean(scores) for scores in zip(*(run["scores"] for run in runs), strict=True)]
+    return [fmean(scores) for scores in zip(*(found["scores"] for found in runs), strict=True)]
 
 
 def summarize(raw: dict[str, list[dict[str, Any]]], start: float) -> dict[str, Any]:
@@ -163,19 +164,24 @@ def summarize(raw: dict[str, list[dict[str, Any]]], start: float) -> dict[str, A
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--seconds", type=float, default=55.0)
+    parser.add_argument("--seconds", type=float, default=50.0)
     parser.add_argument("--arms", nargs="+", default=list(ARMS), choices=list(ARMS))
+    parser.add_argument("--tasks", nargs="+", default=["sum", "equation"])
     arguments = parser.parse_args()
     arms = arguments.arms
     raw: dict[str, list[dict[str, Any]]] = {arm: [] for arm in arms}
     with tempfile.TemporaryDirectory() as temporary:
-        train(arms[0], 0, 1.0, Path(temporary) / "warm")  # what is compiled once is compiled
-        start = train(arms[0], 0, 0.0, Path(temporary) / "start")
+
+        def run(arm: str, seed: int, seconds: float, name: str) -> dict[str, Any]:
+            recipe = recipe_of(arm, seed, arguments.tasks, Path(temporary) / name)
+            return train(recipe, seconds)
+
+        run(arms[0], 0, 1.0, "warm")  # what is compiled once is compiled
+        start = run(arms[0], 0, 0.0, "start")
         for turn, seed in enumerate(arguments.seeds):
             for place in range(len(arms)):
                 arm = arms[(place + turn) % len(arms)]
-                folder = Path(temporary) / f"{arm}-{seed}"
-                raw[arm].append(train(arm, seed, arguments.seconds, folder))
+                raw[arm].append(run(arm, seed, arguments.seconds, f"{arm}-{seed}"))
     summary = summarize(raw, start["accuracy"])
     write_result(
         "selection",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 import torch
@@ -12,6 +12,7 @@ import torch
 from forethought.config import parse_recipe
 from forethought.run import Run
 from forethought.schema import RlRecipe
+from forethought.training.algorithms import Aggregation
 from forethought.training.backward import backward
 from forethought.training.losses import token_weights
 from forethought.training.rl import run_rl
@@ -161,8 +162,8 @@ def test_reading_entropies_leaves_the_ratio_of_replayed_rollouts_alone() -> None
 
 
 def test_a_part_without_groups_weighs_nothing() -> None:
-    for estimator in ("rloo", "reinforce", "grpo", "dr_grpo"):
-        assert token_weights(estimator, [], 8) == []
+    for aggregation in get_args(Aggregation):
+        assert token_weights(aggregation, [], 8) == []
 
 
 def test_the_age_of_a_rollout_is_told_by_the_weights_that_sampled_it(
