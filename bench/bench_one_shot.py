@@ -2,7 +2,7 @@ r"""What one example teaches the bundled model, beside the controls that it has 
 
     python bench/bench_one_shot.py [--seeds 0 1 2] [--jobs 2] [--steps 60]
 
-Every arm starts from the bundled model and makes the same number of updates of 16 prompts x 16
+Every arm starts from the bundled model and makes the same number of updates of 16 prompts x 8
 rollouts by the recipes named below; they differ in the examples and in what is paid:
 
     format      the whole set, paid for the format alone        recipes/one-shot-format.toml
@@ -14,11 +14,12 @@ rollouts by the recipes named below; they differ in the examples and in what is 
     worst       the one at its end
     sixteen     the first 16 of the ranking                     recipes/one-shot-16.toml
     full        the whole set                                   recipes/one-shot-full.toml
+    long        as best, for three times as many updates
 
 The ranking is recipes/data/one-shot.jsonl. Accuracy is that of the last step, on test problems of
 the family that was trained on and of two that were not; nothing is chosen by it. Copies of the
-weights on the way make the curves. Results are kept in .bench/one-shot, so that an interrupted
-bench goes on. Writes docs/results/one-shot.json.
+weights on the way make the curves of some arms. Results are kept in .bench/one-shot, so that an
+interrupted bench goes on. Writes docs/results/one-shot.json.
 """
 
 from __future__ import annotations
@@ -43,10 +44,11 @@ RANKING = ROOT / "recipes" / "data" / "one-shot.jsonl"
 TRAINED, OTHERS = "sum", ("story", "equation")
 EXAM = Exam(families=(TRAINED, *OTHERS), problems=200, samples=2)
 BASE = "bundled:seedling"
-ARMS = ("format", "think", "random", "wrong", "best", "median", "worst", "sixteen", "full")
-CURVES = ("best", "wrong", "sixteen", "full")  # arms whose weights are measured on the way
+ARMS = ("format", "think", "random", "wrong", "best", "median", "worst", "sixteen", "full", "long")
+CURVES = ("wrong", "full", "long")  # arms whose weights are measured on the way
 CURVE_EXAM = Exam(families=EXAM.families, problems=100, samples=1)
-EVERY = 10  # steps between two points of a curve
+EVERY = 20  # steps between two points of a curve
+LONGER = 3
 
 RECIPES = {
     "format": "one-shot-format",
@@ -60,6 +62,7 @@ RECIPES = {
 
 def recipe_of(arm: str, seed: int, steps: int, folder: Path) -> RlRecipe:
     path = ROOT / "recipes" / f"{RECIPES.get(arm, 'one-shot')}.toml"
+    steps *= LONGER if arm == "long" else 1
     changes = [f"seed={seed}", f"num_steps={steps}", f"run_dir={json.dumps(str(folder))}"]
     changes += [f"checkpoint_every={EVERY}", "eval_problems=0", "transcripts_per_step=1"]
     if arm == "think":
@@ -101,7 +104,7 @@ def train(arm: str, seed: int, steps: int, folder: Path) -> dict[str, Any]:
         recipe_text=dump_recipe(recipe),
         seed=seed,
         command=["bench_one_shot"],
-        keep=1 + steps // EVERY,
+        keep=1 + recipe.num_steps // EVERY,
     ) as run:
         totals = run_stage(recipe, run)
         metrics = [row for row in run.metrics() if "reward/accuracy" in row]

@@ -20,7 +20,7 @@ def has_signal(group: RolloutGroup) -> bool:
 def filter_rollouts(
     rollouts: Sequence[Rollout], *, min_advantage: float, mask_truncated: bool
 ) -> list[int]:
-    """Indices of the rollouts worth a forward pass: all that are graded with `min_advantage` 0."""
+    """Indices of the rollouts worth a forward pass; 0 keeps all."""
     return [
         i
         for i, rollout in enumerate(rollouts)
