@@ -40,7 +40,6 @@ from forethought.training.rollouts import assign_advantages
 from forethought.training.scores import charge_rewards, read_rollouts, score_rollouts
 from forethought.training.update import build_optimizers
 from forethought.types import Example, FinishReason, Rollout, RolloutGroup
-from record import write_result
 
 ROOT = Path(__file__).resolve().parent.parent
 PEER = ROOT / ".bench" / "trl" / "bin" / "python"
