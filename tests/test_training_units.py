@@ -369,6 +369,12 @@ def test_logprobs_are_taken_where_asked_and_nowhere_else() -> None:
 # --- supervised ---
 
 
+@pytest.fixture
+def new_run(tmp_path: Path) -> Iterator[Run]:
+    with Run.create(tmp_path / "run", stage="sft", recipe_text="", seed=0, command=["test"]) as run:
+        yield run
+
+
 def test_completions_end_and_prompts_weigh_what_they_should() -> None:
     [row] = encode_documents(TOKENIZER, [Document(prompt="What is 1 + 2?", completion="3")], 0.25)
     text = TOKENIZER.decode(list(row.token_ids))
@@ -377,7 +383,7 @@ def test_completions_end_and_prompts_weigh_what_they_should() -> None:
     assert set(row.weights[:-2]) == {0.25}
 
 
-def test_the_supervised_gradient_does_not_depend_on_micro_batches() -> None:
+def test_the_supervised_gradient_does_not_depend_on_micro_batches(new_run: Run) -> None:
     documents = [Document(prompt=f"What is {i} + 2?", completion="x" * i) for i in range(1, 9)]
     rows = encode_documents(TOKENIZER, documents, 0.5)
     losses, weights = [], []
@@ -390,6 +396,7 @@ def test_the_supervised_gradient_does_not_depend_on_micro_batches() -> None:
             sgd,
             rows,
             config,
+            run=new_run,
             step=1,
             num_steps=10,
             max_batch_tokens=max_batch_tokens,

@@ -61,6 +61,7 @@ def rl_tables(model: Path, run_dir: Path, **changes: Any) -> dict[str, Any]:
         "max_tokens": 8,
         "max_rows": 8,
         "dtype": "float32",
+        "preflight_problems": 0,
         "eval_problems": 0,
         "checkpoint_every": 2,
         "optimizer": {"learning_rate": 3e-3},

@@ -9,6 +9,7 @@
     |   |-- SandboxError       model-written code cannot be isolated on this machine
     |   `-- StrategyError      a strategy, one of its options, or a budget is wrong
     |-- EngineError            an engine cannot do what a request asks
+    |   `-- BrokenModel        its model's logits are not finite
     `-- TrainingStopped        training cannot go on (non-finite updates, full disk); resumable
 
 A bad rollout is data and never raises. Anything else that raises is a bug of ours.
@@ -49,6 +50,10 @@ class StrategyError(UserError):
 
 class EngineError(ForethoughtError):
     """A request asks for something this engine cannot do."""
+
+
+class BrokenModel(EngineError):
+    """The model's logits are not finite: nothing can be sampled from it."""
 
 
 class TrainingStopped(ForethoughtError):

@@ -60,6 +60,20 @@ def usable_cores() -> int:
     return max(cores, 1)
 
 
+def free_memory_bytes() -> int | None:
+    """Memory that a process may still take without swapping, within its container's limit; None
+    where it cannot be found out."""
+    lines = (line.partition(":") for line in _read("/proc/meminfo").splitlines())
+    sizes = {name: value.split() for name, _, value in lines}
+    if "MemAvailable" not in sizes:
+        return None
+    free = int(sizes["MemAvailable"][0]) * 1024  # the kernel's kB are KiB
+    limit, used = (_read(f"/sys/fs/cgroup/memory.{name}").strip() for name in ("max", "current"))
+    if limit.isdigit() and used.isdigit():
+        free = min(free, int(limit) - int(used))
+    return max(free, 0)
+
+
 def load_average() -> float | None:
     """Processes that ran or wanted to run, averaged over the last minute; None where unknown."""
     try:

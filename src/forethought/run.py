@@ -5,6 +5,7 @@
     metrics.jsonl         one line a step: {"step": 3, "reward/mean": 0.41, ...}
     transcripts.jsonl     a few rollouts of some steps, as text
     examples.jsonl        how right the rollouts of every example of a step were (RL)
+    warnings.jsonl        what went wrong on the way, by name
     checkpoints/step_000012/  what the stage wrote, sealed by manifest.json
 
 Killed at any moment, the folder is one that `Run.open` accepts: checkpoints appear whole or not at
@@ -45,7 +46,9 @@ from forethought.errors import RecipeError, TrainingStopped
 from forethought.machine import describe_machine, source_commit, versions
 
 FORMAT = 1
+METRICS, TRANSCRIPTS = "metrics.jsonl", "transcripts.jsonl"
 EXAMPLES = "examples.jsonl"
+WARNINGS = "warnings.jsonl"
 _LOCK = ".lock"
 
 
@@ -127,31 +130,34 @@ class Run:
 
     def log(self, step: int, metrics: Mapping[str, float | int | str | None]) -> None:
         """Append the metrics of `step`; a value that is not finite is kept as null."""
-        row = {"step": step, **_finite(metrics)}
-        self._guard(f"metrics of step {step}", lambda: append_lines(self._metrics, [row]))
+        self._append(METRICS, f"metrics of step {step}", [{"step": step, **metrics}])
 
     def metrics(self) -> list[dict[str, Any]]:
         """Every metrics line so far, in the order written."""
-        return read_lines(self._metrics)
+        return read_lines(self.folder / METRICS)
 
     def transcript(self, step: int, rows: Iterable[Mapping[str, Any]]) -> None:
         """Append readable rollouts of `step`, one mapping each."""
-        lines = [{"step": step, **_finite(row)} for row in rows]
-        self._guard(f"transcripts of step {step}", lambda: append_lines(self._transcripts, lines))
+        lines = [{"step": step, **row} for row in rows]
+        self._append(TRANSCRIPTS, f"transcripts of step {step}", lines)
 
     def examples(self, step: int, accuracies: Mapping[str, float | None]) -> None:
         """Append the accuracy of each example of `step` by id, None where nothing was graded."""
         row = {"step": step, "ids": list(accuracies), "accuracies": list(accuracies.values())}
-        self._guard(f"examples of step {step}", lambda: append_lines(self.folder / EXAMPLES, [row]))
+        self._append(EXAMPLES, f"examples of step {step}", [row])
+
+    def warn(self, step: int, name: str, text: str) -> None:
+        """Append a named warning that the metrics of `step` raised."""
+        self._append(WARNINGS, "warnings", [{"step": step, "name": name, "text": text}])
 
     def truncate_metrics(self, after_step: int) -> None:
-        """Take back lines (metrics, transcripts, examples) and checkpoints after `after_step`.
+        """Take back lines (metrics, transcripts, ...) and checkpoints after `after_step`.
 
         Call it with the step of the checkpoint a run resumes from (0 when there is none): the
         folder then goes on as if the run had never been interrupted.
         """
-        for path in (self._metrics, self._transcripts, self.folder / EXAMPLES):
-            self._guard(path.name, partial(keep_lines_until, path, after_step))
+        for name in (METRICS, TRANSCRIPTS, EXAMPLES, WARNINGS):
+            self._guard(name, partial(keep_lines_until, self.folder / name, after_step))
         for step, folder in self._checkpoints():
             if step > after_step:
                 self._guard(folder.name, partial(discard, folder))
@@ -210,13 +216,9 @@ class Run:
     ) -> None:
         self.close()
 
-    @property
-    def _metrics(self) -> Path:
-        return self.folder / "metrics.jsonl"
-
-    @property
-    def _transcripts(self) -> Path:
-        return self.folder / "transcripts.jsonl"
+    def _append(self, name: str, what: str, rows: Iterable[Mapping[str, Any]]) -> None:
+        lines = [finite(row) for row in rows]
+        self._guard(what, lambda: append_lines(self.folder / name, lines))
 
     def _checkpoints(self) -> list[tuple[int, Path]]:
         paths = (self.folder / "checkpoints").glob("step_*")
@@ -256,12 +258,12 @@ def _new_info(
     }
 
 
-def _finite(value: Any) -> Any:
+def finite(value: Any) -> Any:
     """`value` with every float that is not finite as None, since JSON has no name for it."""
     if isinstance(value, Mapping):
-        return {name: _finite(item) for name, item in value.items()}
+        return {name: finite(item) for name, item in value.items()}
     if isinstance(value, list | tuple):
-        return [_finite(item) for item in value]
+        return [finite(item) for item in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 

@@ -134,6 +134,8 @@ class RlRecipe(RecipeBase):
     mask_truncated: bool = False
     reward: Reward = Reward()
     select: Select = Select()
+    preflight_problems: Annotated[int, Field(ge=0)] = 8
+    """Groups sampled before a new run begins, to see what it is in for; 0 turns that off."""
     eval_task: str | None = None
     """Held-out task for the curves; None uses the test split of `task`."""
     eval_problems: Annotated[int, Field(ge=0)] = 100

@@ -8,9 +8,11 @@ cannot move the cursor or change the terminal.
 from __future__ import annotations
 
 import json
+import logging
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from types import TracebackType
 from typing import TYPE_CHECKING, Self, TextIO
 
@@ -36,6 +38,25 @@ def console(stream: TextIO | None = None) -> Console:
     from rich.console import Console
 
     return Console(file=stream, markup=False, emoji=False, highlight=False, soft_wrap=True)
+
+
+class _Yellow(logging.Handler):
+    """A warning of the library, on stderr as it is at that moment: a bar may stand in its way."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        text = printable(f"warning: {record.getMessage()}")
+        console(sys.stderr).print(text, style="yellow")
+
+
+@contextmanager
+def show_warnings() -> Iterator[None]:
+    """While inside, what the library warns of is one yellow line."""
+    logger, handler = logging.getLogger("forethought"), _Yellow(logging.WARNING)
+    logger.addHandler(handler)
+    try:
+        yield
+    finally:
+        logger.removeHandler(handler)
 
 
 def printable(text: str) -> str:

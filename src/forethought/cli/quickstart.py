@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from forethought.cli.console import Progress, format_seconds, note, print_json
+from forethought.cli.console import Progress, format_seconds, note, print_json, show_warnings
 from forethought.cli.train import shown_fields
 from forethought.errors import EngineError, RecipeError, UserError
 
@@ -49,7 +49,7 @@ def quickstart_command(
         recipe, run = _open(resume)
     else:
         raise RecipeError("--resume takes no --seed, --out or --set; start a new run for these")
-    with run:
+    with run, show_warnings():
         try:
             comparison, seconds = _learn(recipe, run, quiet=json)
         except KeyboardInterrupt:
@@ -125,7 +125,8 @@ def _new_recipe(seed: int, out: Path, overrides: list[str]) -> AnyRecipe:
     while folder.exists():
         count += 1
         folder = out / f"quickstart-{count}"
-    defaults = [f"seed={seed}", f"run_dir={str(folder)!r}"]
+    # it measures the model itself
+    defaults = [f"seed={seed}", f"run_dir={str(folder)!r}", "preflight_problems=0"]
     return load_recipe(find_recipe("quickstart"), [*defaults, *overrides])
 
 

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from forethought.cli.console import Progress, format_seconds, note, print_json
+from forethought.cli.console import Progress, format_seconds, note, print_json, show_warnings
+from forethought.cli.preflight import check_command, preflight_of, show_preflight
 from forethought.errors import EngineError, RecipeError, UserError
 
 if TYPE_CHECKING:
@@ -38,6 +39,9 @@ def train_command(
     resume: Annotated[
         Path | None, typer.Option("--resume", help="Continue the run in this folder.")
     ] = None,
+    check: Annotated[
+        bool, typer.Option("--check", help="Try the recipe out on a few problems, train nothing.")
+    ] = False,
     json: Annotated[bool, typer.Option("--json", help="One JSON object at the end.")] = False,
 ) -> None:
     """Run a recipe: pretrain, sft or rl. Ctrl-C leaves a run that --resume continues."""
@@ -49,6 +53,8 @@ def train_command(
     began = time.perf_counter()
     if (recipe is None) == (resume is None):
         raise RecipeError("give a recipe file, or --resume with a run folder, but not both")
+    if check and resume is not None:
+        raise RecipeError("--check is for a recipe; a run that is resumed has had its preflight")
     if resume is not None:
         import tomllib
 
@@ -61,6 +67,10 @@ def train_command(
         assert recipe is not None
         parsed = named_recipe(recipe, set_ or [])
         check_recipe(parsed)
+        if check:
+            with show_warnings():
+                check_command(parsed, json=json)
+            return
         run = start_run(parsed, sys.argv)
     with run:
         totals = run_with_progress(parsed, run, quiet=json, is_new=resume is None)
@@ -70,7 +80,15 @@ def train_command(
     model = last / "model"
     seconds = time.perf_counter() - began
     if json:
-        print_json({"run": str(run.folder), "model": str(model), "seconds": seconds} | totals)
+        print_json(
+            {
+                "run": str(run.folder),
+                "model": str(model),
+                "seconds": seconds,
+                "preflight": preflight_of(last),
+            }
+            | totals
+        )
     else:
         print(f"trained in {format_seconds(seconds)}; the model is in {model}")
 
@@ -86,10 +104,14 @@ def run_with_progress(recipe: AnyRecipe, run: Run, *, quiet: bool, is_new: bool)
     if first >= recipe.num_steps:
         note(f"all {recipe.num_steps} steps of this run are done; nothing is left to train")
     title = recipe.name or recipe.stage
-    with Progress(title, recipe.num_steps, first_step=first, quiet=quiet) as progress:
+    progress = Progress(title, recipe.num_steps, first_step=first, quiet=quiet)
+    with show_warnings(), progress:
         try:
             return run_stage(
-                recipe, run, lambda step, metrics: progress.update(step, shown_fields(metrics))
+                recipe,
+                run,
+                lambda step, metrics: progress.update(step, shown_fields(metrics)),
+                None if quiet else show_preflight,
             )
         except KeyboardInterrupt:
             note(f"stopped; continue with: forethought train --resume {run.folder}")

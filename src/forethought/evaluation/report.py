@@ -80,7 +80,7 @@ def _page(run: RunFolder) -> dict[str, object]:
         "stage": stage,
         "note": str(summary.get("note") or ""),
         "facts": _facts(info),
-        "notices": [*run.notices, *_grading_notices(run.series)],
+        "notices": [*run.notices, *_grading_notices(run.series), *_warnings(run)],
         "is_empty": not (run.series or summary or run.results),
         "headline": _headline(run),
         "figures": _figures(summary),
@@ -222,6 +222,21 @@ def _grading_notices(series: Series) -> list[str]:
     if right and max(right) == 0:
         return ["AllScoresZero: not one rollout was right; see Outcomes for what they were."]
     return []
+
+
+def _warnings(run: RunFolder) -> list[str]:
+    """What the run itself warned of, and updates that it had to skip."""
+    found = [
+        f"{clean(row.get('name'), 50)} (step {clean(row.get('step'), 20)}): "
+        f"{clean(row.get('text'), 500)}."
+        for row in run.warnings
+    ]
+    if skipped := sum(run.series.get("optim/skipped", {}).values()):
+        found.append(
+            f"NonFinite: {skipped:.0f} of the updates were skipped, as a loss or gradient was not "
+            "finite; see bad_batches in the run folder."
+        )
+    return found
 
 
 def _facts(info: Row) -> list[tuple[str, str]]:

@@ -30,6 +30,7 @@ class RunFolder:
     summary: Row
     results: Sequence[Row]
     transcripts: Sequence[Row]
+    warnings: Sequence[Row]
     notices: Sequence[str]
 
 
@@ -50,6 +51,10 @@ def read_run_folder(run_dir: Path) -> RunFolder:
         summary=_read_object(run_dir / "summary.json", notices),
         results=_read_rows(run_dir / "results.jsonl", notices),
         transcripts=[row for path in transcripts for row in _read_rows(path, notices)],
+        warnings=[
+            *mappings(_read_object(run_dir / "preflight.json", notices).get("warnings")),
+            *_read_rows(run_dir / "warnings.jsonl", notices),
+        ],
         notices=notices,
     )
 

@@ -71,7 +71,8 @@ def score_rollouts(
     example). `prompts` are the prompts as text, where they are text; without it the examples'
     messages are the prompts. `opened` says that prompts end inside a think block.
 
-    Raises RewardError when a function fails, or when there is no part or two have one name.
+    Raises RewardError when a function fails, when the parts make no finite number of float32, and
+    when there is no part or two have one name.
     """
     assert len(examples) == len(completions) == len(grades)
     assert len(completion_ids) in (0, len(completions))
@@ -172,6 +173,8 @@ def dry_run_reward(part: RewardPart, examples: Sequence[Example] = ()) -> None:
     )
 
 
+_LARGEST = 1e30  # advantages become float32, and sums of squares must fit too
+
 _SAMPLES = (
     Example(id="0", messages=({"role": "user", "content": "What is 2 + 3?"},), answer="5"),
     Example(id="1", messages=({"role": "user", "content": "What is 4 - 1?"},), answer="3"),
@@ -184,5 +187,10 @@ def _combine(parts: Sequence[RewardPart], values: Sequence[float | None], how: s
     if not known or any(part.required and value is None for part, value in pairs):
         return None
     if how == "product":
-        return prod(1.0 + part.weight * (value - part.neutral) for part, value in known)
-    return sum(part.weight * value for part, value in known)
+        reward = prod(1.0 + part.weight * (value - part.neutral) for part, value in known)
+    else:
+        reward = sum(part.weight * value for part, value in known)
+    if not abs(reward) <= _LARGEST:
+        found = ", ".join(f"{part.name}={value:g}" for part, value in known)
+        raise RewardError(f"a reward of {reward:g} is too large ({found}); scale its parts down")
+    return reward

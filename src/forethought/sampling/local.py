@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from forethought.errors import EngineError
+from forethought.errors import BrokenModel
 from forethought.models.load import context_of
 from forethought.models.threads import fit_threads
 from forethought.sampling.admission import Limits, admit
@@ -115,7 +115,7 @@ class LocalEngine:
         its text, a token at a time.
 
         Raises EngineError, before anything is sampled, for a request that cannot be (see `admit`),
-        and later when the model's logits are not finite.
+        and BrokenModel later when the model's logits are not finite.
         """
         began = time.perf_counter()
         found: list[list[Completion | None]] = [[None] * r.params.n for r in requests]
@@ -235,7 +235,7 @@ class LocalEngine:
         logprobs = drawn.logprobs.tolist()
         if not all(map(math.isfinite, logprobs)):
             self._decoder.release()  # what the cache holds would spoil later calls
-            raise EngineError(
+            raise BrokenModel(
                 "the model's logits are not finite: its weights are broken, or need a wider dtype"
             )
         triples = zip(rows, drawn.token_ids.tolist(), logprobs, strict=True)

@@ -19,6 +19,7 @@ from forethought.models.threads import fit_threads
 from forethought.schema import RlRecipe
 from forethought.training.algorithms import ALGORITHMS
 from forethought.training.batch import Batch, pack_batches, read_batch
+from forethought.training.faults import LossNotFinite, fault_of_loss
 from forethought.training.held import Scores, is_off_policy
 from forethought.training.learner import Learner
 from forethought.training.loop import Metrics
@@ -42,7 +43,10 @@ def backward(
     kept: Sequence[int],
     scores: Sequence[Scores] | None = None,
 ) -> Metrics:
-    """Add up the gradient of the rollouts numbered `kept`; `scores` are of all `rollouts`."""
+    """Add up the gradient of the rollouts numbered `kept`; `scores` are of all `rollouts`.
+
+    Raises LossNotFinite at the first micro-batch of which that is true.
+    """
     weights = token_weights(
         ALGORITHMS[learner.recipe.estimator].aggregation,
         [rollout.num_sampled for rollout in rollouts],
@@ -50,9 +54,11 @@ def backward(
     )
     rows = [_row(rollouts[i], weights[i], scores[i] if scores else None) for i in kept]
     sums: dict[str, float] = defaultdict(float)
-    for batch in batches_of(learner, rows):
+    for number, batch in enumerate(batches_of(learner, rows)):
         reading = read(learner, learner.policy, batch, wants_entropy=_wants_entropy(learner.recipe))
         loss = _loss(learner, batch, reading, sums)
+        if fault := fault_of_loss(loss, reading.logprobs, batch, number):
+            raise LossNotFinite(fault)
         loss.backward()  # type: ignore[no-untyped-call]
         sums["loss"] += loss.item()
         gap = (reading.logprobs.detach() - batch.sampler_logprobs).abs().sum()

@@ -20,11 +20,14 @@ def has_signal(group: RolloutGroup) -> bool:
 def filter_rollouts(
     rollouts: Sequence[Rollout], *, min_advantage: float, mask_truncated: bool
 ) -> list[int]:
-    """Indices of the rollouts worth a forward pass; 0 keeps all."""
+    """Indices of the rollouts worth a forward pass; 0 keeps all.
+
+    An advantage that is no number is kept: the update then says so.
+    """
     return [
         i
         for i, rollout in enumerate(rollouts)
         if rollout.advantage is not None
-        and abs(rollout.advantage) >= min_advantage
+        and not abs(rollout.advantage) < min_advantage
         and not (mask_truncated and rollout.finish_reason.is_truncated)
     ]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
+from itertools import takewhile
 from pathlib import Path
 
 import torch
@@ -46,18 +47,20 @@ def run_steps(
     `on_resume(step)` is called once, with the weights in place, before the first step. The step
     function's metrics named "total/..." add up over the run and survive a resume. `save_extra` and
     `load_extra` write and read what else a stage must not forget.
-    Returns these totals. Raises TrainingStopped after 5 skipped updates in a row and
-    KeyboardInterrupt when the user asked to stop, with a checkpoint to resume from.
+    Returns these totals. Raises TrainingStopped after 5 skipped updates in a row or when the
+    weights are not finite, and KeyboardInterrupt when the user asked to stop, with a checkpoint
+    to resume from.
     """
     start, totals = resume_state(run, model, optimizers, load_extra)
 
     def save(folder: Path) -> None:
+        _refuse_broken(model)
         save_state(folder, model, optimizers, totals)
         save_extra(folder)
 
     if on_resume is not None:
         on_resume(start)
-    skipped = 0
+    skipped = _skipped_last(run)
     with stop_flag() as stop:
         for step in range(start + 1, num_steps + 1):
             began = time.perf_counter()
@@ -74,12 +77,28 @@ def run_steps(
                 run.save_checkpoint(step, save)
             if skipped >= _MAX_SKIPPED:
                 raise TrainingStopped(
-                    f"the gradient was not finite in {skipped} updates in a row up to step {step}; "
-                    "start a new run with a lower optimizer.learning_rate"
+                    f"the loss or gradient was not finite in {skipped} updates in a row up to step "
+                    f"{step}, see bad_batches in '{run.folder}'; start a new run with a lower "
+                    "optimizer.learning_rate"
                 )
             if stop:  # also after the last step: a pipeline or quickstart would go on
                 raise KeyboardInterrupt
     return totals
+
+
+def _skipped_last(run: Run) -> int:
+    """How many updates in a row the run skipped before it was stopped."""
+    rows = reversed(run.metrics())
+    return sum(1 for _ in takewhile(lambda row: row.get("optim/skipped"), rows))
+
+
+def _refuse_broken(model: PreTrainedModel) -> None:
+    """Raise TrainingStopped rather than let a broken model take a good checkpoint's place."""
+    if not all(bool(p.isfinite().all()) for p in model.parameters()):
+        raise TrainingStopped(
+            "the weights are no longer finite and were not saved; start a new run with a lower "
+            "optimizer.learning_rate"
+        )
 
 
 def resume_state(

@@ -16,6 +16,7 @@ from forethought.tasks.base import FAMILIES
 from forethought.tasks.traces import draw_document
 from forethought.training.card import model_card
 from forethought.training.checkpoint import settled_dtypes
+from forethought.training.health import watched
 from forethought.training.loop import Metrics, OnStep, run_steps
 from forethought.training.supervised import supervised_step
 from forethought.training.text import build_mixture, generated_rows
@@ -45,6 +46,7 @@ def run_pretrain(recipe: PretrainRecipe, run: Run, on_step: OnStep | None = None
             optimizers,
             rows_at(step),
             recipe.optimizer,
+            run=run,
             step=step,
             num_steps=recipe.num_steps,
             max_batch_tokens=recipe.max_batch_tokens,
@@ -59,7 +61,7 @@ def run_pretrain(recipe: PretrainRecipe, run: Run, on_step: OnStep | None = None
         step_function,
         num_steps=recipe.num_steps,
         checkpoint_every=recipe.checkpoint_every,
-        on_step=on_step,
+        on_step=watched(run, recipe, on_step),
     )
     card = model_card(recipe, run, model, totals)
     save_model(model, tokenizer, run.folder / "model", dtype="bfloat16", card=card)

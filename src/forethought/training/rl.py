@@ -8,15 +8,22 @@ ratio and no clipping. With `num_iterations` or `minibatches` several updates sh
 
 from __future__ import annotations
 
+import math
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
+from forethought.errors import BrokenModel, TrainingStopped
 from forethought.models.save import save_model
 from forethought.run import Run
 from forethought.schema import RlRecipe
 from forethought.training.backward import backward
 from forethought.training.example_scores import example_accuracies
+from forethought.training.faults import Fault, LossNotFinite, report_fault
 from forethought.training.filters import filter_rollouts
+from forethought.training.health import watched
 from forethought.training.held import (
     batch_number,
     ends_batch,
@@ -29,7 +36,8 @@ from forethought.training.held import (
 from forethought.training.learner import Learner, build_learner
 from forethought.training.loop import Metrics, OnStep, run_steps
 from forethought.training.measure import measure
-from forethought.training.rl_metrics import describe_rollouts, transcript_rows
+from forethought.training.preflight import OnPreflight, fly, report_preflight
+from forethought.training.rl_metrics import describe_learned, describe_rollouts, transcript_rows
 from forethought.training.rollouts import (
     StepGrades,
     assign_advantages,
@@ -42,10 +50,16 @@ from forethought.training.update import apply_update
 from forethought.types import Example, RolloutGroup
 
 
-def run_rl(recipe: RlRecipe, run: Run, on_step: OnStep | None = None) -> Metrics:
+def run_rl(
+    recipe: RlRecipe,
+    run: Run,
+    on_step: OnStep | None = None,
+    on_preflight: OnPreflight | None = None,
+) -> Metrics:
     """Train the recipe's model on its task and save `model/` in the run folder.
 
-    Raises UserError before any model loads when the task or a reward function is wrong.
+    `on_preflight` hears what the rollouts before a new run show. Raises UserError before any model
+    loads when the task or a reward function is wrong.
     """
     learner = build_learner(recipe, run)
 
@@ -67,8 +81,8 @@ def run_rl(recipe: RlRecipe, run: Run, on_step: OnStep | None = None) -> Metrics
         step_function,
         num_steps=recipe.num_steps,
         checkpoint_every=recipe.checkpoint_every,
-        on_step=on_step,
-        on_resume=lambda step: start_or_resume(learner, run, step),
+        on_step=watched(run, recipe, on_step),
+        on_resume=lambda step: start_or_resume(learner, run, step, on_preflight),
         save_extra=save_extra,
         load_extra=load_extra,
     )
@@ -76,11 +90,33 @@ def run_rl(recipe: RlRecipe, run: Run, on_step: OnStep | None = None) -> Metrics
     return totals
 
 
-def start_or_resume(learner: Learner, run: Run, step: int) -> None:
-    """Give the sampler the weights to start from; measure them when the run is new."""
+def start_or_resume(
+    learner: Learner, run: Run, step: int, on_preflight: OnPreflight | None = None
+) -> None:
+    """Give the sampler the weights to start from; look ahead and measure when the run is new."""
     learner.engine.update_weights(learner.policy, step)
+    if step == 0 and learner.recipe.preflight_problems:
+        found = fly(learner)
+        run.write_json("preflight.json", found.to_json())
+        report_preflight(found, on_preflight)
     if step == 0 and learner.eval_task is not None:
         run.log(0, measure(learner))
+
+
+def check_flight(recipe: RlRecipe, on_preflight: OnPreflight) -> None:
+    """The preflight alone, in a run folder that is gone afterwards."""
+    with TemporaryDirectory() as folder:
+        run = Run.create(
+            Path(folder) / "run",
+            stage=recipe.stage,
+            recipe_text="",
+            seed=recipe.seed,
+            command=[],
+        )
+        with run:
+            learner = build_learner(recipe, run)
+            learner.engine.update_weights(learner.policy, 0)
+            report_preflight(fly(learner), on_preflight)
 
 
 def train_step(learner: Learner, run: Run, step: int) -> Metrics:
@@ -88,25 +124,33 @@ def train_step(learner: Learner, run: Run, step: int) -> Metrics:
     recipe, clock = learner.recipe, Clock()
     metrics: Metrics = {}
     if starts_batch(recipe, step):
-        metrics |= sample_batch(learner, run, step, clock)
-    metrics |= learn(learner, step)
-    update = apply_update(
-        learner.policy, learner.optimizers, recipe.optimizer, step - 1, recipe.num_steps
-    )
+        with blame_updates(step - 1):
+            metrics |= sample_batch(learner, run, step, clock)
+    metrics |= learn(learner, run, step)
     clock.lap("update")
     learner.engine.update_weights(learner.policy, step)
     clock.lap("publish")
-    metrics |= {
-        "optim/grad_norm": update.grad_norm,
-        "optim/learning_rate": update.learning_rate,
-        "optim/skipped": float(update.skipped),
-    }
     if learner.eval_task is not None and (
         step % recipe.eval_every == 0 or step == recipe.num_steps
     ):
-        metrics |= measure(learner)
+        with blame_updates(step):
+            metrics |= measure(learner)
         clock.lap("eval")
     return metrics | clock.laps
+
+
+@contextmanager
+def blame_updates(count: int) -> Iterator[None]:
+    """A model that cannot be sampled from after `count` updates was broken by them, if any."""
+    try:
+        yield
+    except BrokenModel as error:
+        if not count:
+            raise
+        raise TrainingStopped(
+            f"after update {count} the policy's logits are not finite; start a new run with a "
+            "lower optimizer.learning_rate"
+        ) from error
 
 
 def sample_batch(learner: Learner, run: Run, step: int, clock: Clock) -> Metrics:
@@ -153,20 +197,33 @@ def sample_and_grade(
     return groups
 
 
-def learn(learner: Learner, step: int) -> Metrics:
-    """The gradient of the step's part of the batch that is held; the last part lets it go."""
-    held = learner.state.held
+def learn(learner: Learner, run: Run, step: int) -> Metrics:
+    """One update on the step's part of the batch that is held; the last part lets it go."""
+    held, recipe = learner.state.held, learner.recipe
     assert held is not None, "the first step of a batch samples it, and a checkpoint holds it"
-    mine = minibatch(held, learner.recipe, step)
-    metrics = backward(
-        learner,
-        [held.rollouts[i] for i in mine],
-        [place for place, i in enumerate(mine) if i in held.kept],
-        None if held.scores is None else [held.scores[i] for i in mine],
+    mine = minibatch(held, recipe, step)
+    kept = [place for place, i in enumerate(mine) if i in held.kept]
+    rollouts = [held.rollouts[i] for i in mine]
+    scores = None if held.scores is None else [held.scores[i] for i in mine]
+    fault: Fault | None = None
+    try:
+        metrics = backward(learner, rollouts, kept, scores)
+    except LossNotFinite as error:
+        metrics, fault = {"loss/policy": math.nan}, error.fault
+    update = apply_update(
+        learner.policy,
+        learner.optimizers,
+        recipe.optimizer,
+        step - 1,
+        recipe.num_steps,
+        is_sound=fault is None,
     )
-    if ends_batch(learner.recipe, step):
+    if update.skipped:
+        fault = fault or Fault(cause="gradient", parameters=update.bad_parameters)
+        report_fault(run, step, fault, describe_learned(rollouts, kept))
+    if ends_batch(recipe, step):
         learner.state.held = None
-    return metrics
+    return metrics | update.metrics()
 
 
 class Clock:

@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from statistics import fmean, pstdev
+from typing import Any
 
 from forethought.evaluation.curves import Cell
 from forethought.evaluation.evaluate import Evaluation
 from forethought.tasks.traces import THINK_OPEN
 from forethought.training.filters import has_signal
-from forethought.types import GradeStatus, RolloutGroup
+from forethought.types import GradeStatus, Rollout, RolloutGroup
 
 
 def describe_rollouts(
@@ -96,3 +97,19 @@ def transcript_rows(groups: Iterable[RolloutGroup]) -> list[dict[str, object]]:
         for group in groups
         for rollout in group.rollouts[:2]
     ]
+
+
+def describe_learned(rollouts: Sequence[Rollout], kept: Sequence[int]) -> dict[int, dict[str, Any]]:
+    """What to look at in the kept rollouts, by their number among these."""
+    return {
+        number: {
+            "example_id": rollouts[i].example_id,
+            "reward": rollouts[i].reward,
+            "advantage": rollouts[i].advantage,
+            "finish_reason": rollouts[i].finish_reason,
+            "completion": rollouts[i].text,
+            "token_ids": list(rollouts[i].token_ids),
+            "num_prompt": rollouts[i].sampled_mask.index(True),
+        }
+        for number, i in enumerate(kept)
+    }

@@ -10,6 +10,7 @@ from forethought.run import Run
 from forethought.schema import SftRecipe
 from forethought.tasks.traces import Document
 from forethought.training.checkpoint import settled_dtypes
+from forethought.training.health import watched
 from forethought.training.loop import Metrics, OnStep, run_steps
 from forethought.training.supervised import supervised_step
 from forethought.training.text import build_mixture, file_rows, generated_rows, read_documents
@@ -51,6 +52,7 @@ def run_sft(recipe: SftRecipe, run: Run, on_step: OnStep | None = None) -> Metri
             optimizers,
             rows_at(step),
             recipe.optimizer,
+            run=run,
             step=step,
             num_steps=recipe.num_steps,
             max_batch_tokens=recipe.max_batch_tokens,
@@ -65,7 +67,7 @@ def run_sft(recipe: SftRecipe, run: Run, on_step: OnStep | None = None) -> Metri
         step_function,
         num_steps=recipe.num_steps,
         checkpoint_every=recipe.checkpoint_every,
-        on_step=on_step,
+        on_step=watched(run, recipe, on_step),
     )
     save_model(model, tokenizer, run.folder / "model")
     return totals

@@ -5,12 +5,16 @@ from __future__ import annotations
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from forethought.config import AnyRecipe, dump_recipe
 from forethought.models.resolve import resolve
 from forethought.run import Run
 from forethought.schema import PipelineRecipe, PretrainRecipe, RlRecipe, SftRecipe
 from forethought.training.loop import Metrics, OnStep
+
+if TYPE_CHECKING:
+    from forethought.training.preflight import OnPreflight
 
 
 def start_run(recipe: AnyRecipe, command: Sequence[str]) -> Run:
@@ -25,8 +29,16 @@ def start_run(recipe: AnyRecipe, command: Sequence[str]) -> Run:
     )
 
 
-def run_stage(recipe: AnyRecipe, run: Run, on_step: OnStep | None = None) -> Metrics:
-    """Run or resume the recipe's stage in its folder; returns the totals of the run."""
+def run_stage(
+    recipe: AnyRecipe,
+    run: Run,
+    on_step: OnStep | None = None,
+    on_preflight: OnPreflight | None = None,
+) -> Metrics:
+    """Run or resume the recipe's stage in its folder; returns the totals of the run.
+
+    `on_preflight` hears of the rollouts that a new run of rl begins with.
+    """
     match recipe:
         case PretrainRecipe():
             from forethought.training.pretrain import run_pretrain
@@ -39,9 +51,9 @@ def run_stage(recipe: AnyRecipe, run: Run, on_step: OnStep | None = None) -> Met
         case RlRecipe():
             from forethought.training.rl import run_rl
 
-            return run_rl(recipe, run, on_step)
+            return run_rl(recipe, run, on_step, on_preflight)
         case PipelineRecipe():
-            return _run_pipeline(recipe, run, on_step)
+            return _run_pipeline(recipe, run, on_step, on_preflight)
 
 
 def check_recipe(recipe: AnyRecipe) -> None:
@@ -83,7 +95,12 @@ def discard_unused(run: Run) -> None:
         shutil.rmtree(run.folder, ignore_errors=True)
 
 
-def _run_pipeline(recipe: PipelineRecipe, run: Run, on_step: OnStep | None) -> Metrics:
+def _run_pipeline(
+    recipe: PipelineRecipe,
+    run: Run,
+    on_step: OnStep | None,
+    on_preflight: OnPreflight | None,
+) -> Metrics:
     """Each stage in a run folder of its own below the pipeline's; finished ones are skipped."""
     totals: Metrics = {}
     done = 0
@@ -94,7 +111,7 @@ def _run_pipeline(recipe: PipelineRecipe, run: Run, on_step: OnStep | None) -> M
             is_started = (folder / "run.json").exists()
             opened = Run.open(folder) if is_started else start_run(stage, run.info["command"])
             with opened as inner:
-                found = run_stage(stage, inner, _shifted(on_step, done))
+                found = run_stage(stage, inner, _shifted(on_step, done), on_preflight)
             totals |= {f"{name}/{key}": value for key, value in found.items()}
         done += stage.num_steps
     return totals

@@ -11,9 +11,11 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from forethought.models.precision import compute_in
 from forethought.models.threads import fit_threads
+from forethought.run import Run
 from forethought.schema_tables import Optimizer
 from forethought.tasks.traces import Document
 from forethought.training.batch import batch_logprobs, pack_batches
+from forethought.training.faults import Fault, describe_rows, fault_of_loss, report_fault
 from forethought.training.loop import Metrics
 from forethought.training.strips import Row
 from forethought.training.update import Optimizers, apply_update
@@ -25,6 +27,7 @@ def supervised_step(
     rows: Sequence[Row],
     config: Optimizer,
     *,
+    run: Run,
     step: int,
     num_steps: int,
     max_batch_tokens: int,
@@ -36,19 +39,25 @@ def supervised_step(
     model.train()
     total_weight = sum(sum(row.weights[1:]) for row in rows)
     loss, num_tokens, num_cells = 0.0, 0, 0
+    fault: Fault | None = None
     device = str(model.device)
-    for batch in pack_batches(
-        rows, max_batch_tokens=max_batch_tokens, pad_id=pad_id, device=device
-    ):
+    batches = pack_batches(rows, max_batch_tokens=max_batch_tokens, pad_id=pad_id, device=device)
+    for number, batch in enumerate(batches):
         fit_threads()
         with compute_in(device, dtype):
             logprobs = batch_logprobs(model, batch)
         batch_loss = -(logprobs * batch.weights).sum() / total_weight
-        batch_loss.backward()  # type: ignore[no-untyped-call]
         loss += batch_loss.item()
         num_tokens += batch.num_tokens
         num_cells += batch.input_ids.numel()
-    update = apply_update(model, optimizers, config, step - 1, num_steps)
+        fault = fault_of_loss(batch_loss, logprobs, batch, number)
+        if fault is not None:
+            break
+        batch_loss.backward()  # type: ignore[no-untyped-call]
+    update = apply_update(model, optimizers, config, step - 1, num_steps, is_sound=fault is None)
+    if update.skipped:
+        fault = fault or Fault(cause="gradient", parameters=update.bad_parameters)
+        report_fault(run, step, fault, describe_rows(rows))
     return {
         "loss/mean": loss,
         "loss/perplexity": math.exp(min(loss, 50.0)),
@@ -56,10 +65,7 @@ def supervised_step(
         "data/tokens_per_second": num_tokens / (time.perf_counter() - began),
         "total/tokens": float(num_tokens),
         "total/documents": float(len(rows)),
-        "optim/grad_norm": update.grad_norm,
-        "optim/learning_rate": update.learning_rate,
-        "optim/skipped": float(update.skipped),
-    }
+    } | update.metrics()
 
 
 def encode_documents(

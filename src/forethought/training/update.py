@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,11 +19,20 @@ Optimizers = tuple[torch.optim.Optimizer, ...]
 
 @dataclass(frozen=True, slots=True)
 class UpdateResult:
-    """What an update did. `skipped` is True when a non-finite gradient left the weights alone."""
+    """What an update did. `skipped` is True when the weights were left alone, as the loss or the
+    gradient was not finite; `bad_parameters` names those whose gradient was not."""
 
     grad_norm: float
     learning_rate: float
     skipped: bool
+    bad_parameters: tuple[str, ...] = ()
+
+    def metrics(self) -> dict[str, float]:
+        return {
+            "optim/grad_norm": self.grad_norm,
+            "optim/learning_rate": self.learning_rate,
+            "optim/skipped": float(self.skipped),
+        }
 
 
 def build_optimizers(model: PreTrainedModel, config: Optimizer) -> Optimizers:
@@ -67,16 +77,27 @@ def schedule_at(config: Optimizer, step: int, num_steps: int) -> float:
 
 
 def apply_update(
-    model: nn.Module, optimizers: Optimizers, config: Optimizer, step: int, num_steps: int
+    model: nn.Module,
+    optimizers: Optimizers,
+    config: Optimizer,
+    step: int,
+    num_steps: int,
+    *,
+    is_sound: bool = True,
 ) -> UpdateResult:
     """Clip the summed gradient to `max_grad_norm` and step; skip when it is not finite.
 
-    `step` counts from 0.
+    `step` counts from 0. Without `is_sound` the gradient is thrown away.
     """
-    parameters = [p for p in model.parameters() if p.grad is not None]
-    norm = float(torch.nn.utils.clip_grad_norm_(parameters, config.max_grad_norm))
-    fraction = schedule_at(config, step, num_steps)
+    parameters = {name: p for name, p in model.named_parameters() if p.grad is not None}
+    gradients = [p.grad for p in parameters.values() if p.grad is not None]
+    total = torch.nn.utils.get_total_norm(gradients)
+    norm = float(total) if is_sound else math.nan
     finite = math.isfinite(norm)
+    if finite:
+        torch.nn.utils.clip_grads_with_norm_(parameters.values(), config.max_grad_norm, total)
+    bad = _not_finite(parameters) if is_sound and not finite else ()
+    fraction = schedule_at(config, step, num_steps)
     rates = (config.learning_rate, config.muon_learning_rate)
     for optimizer, rate in zip(optimizers, rates, strict=False):
         for group in optimizer.param_groups:
@@ -85,5 +106,14 @@ def apply_update(
             optimizer.step()
         optimizer.zero_grad(set_to_none=True)
     return UpdateResult(
-        grad_norm=norm, learning_rate=config.learning_rate * fraction, skipped=not finite
+        grad_norm=norm,
+        learning_rate=config.learning_rate * fraction,
+        skipped=not finite,
+        bad_parameters=bad,
     )
+
+
+def _not_finite(parameters: Mapping[str, nn.Parameter]) -> tuple[str, ...]:
+    """Names of those whose gradient holds what is no finite number."""
+    gradients = {name: p.grad for name, p in parameters.items()}
+    return tuple(n for n, g in gradients.items() if g is not None and not g.isfinite().all())
