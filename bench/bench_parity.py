@@ -15,8 +15,9 @@ import json
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -40,137 +41,13 @@ from forethought.training.rollouts import assign_advantages
 from forethought.training.scores import charge_rewards, read_rollouts, score_rollouts
 from forethought.training.update import build_optimizers
 from forethought.types import Example, FinishReason, Rollout, RolloutGroup
+from parity_cases import Case, cases
+from record import write_result
 
 ROOT = Path(__file__).resolve().parent.parent
 PEER = ROOT / ".bench" / "trl" / "bin" / "python"
-GROUPS, SIBLINGS, MAX_TOKENS, BATCHES = 4, 4, 24, 4
+GROUPS, SIBLINGS, MAX_TOKENS, BATCHES = 4, 4, 24, 6
 LIMIT = 1e-6
-MODES = ("token_truncate", "token_mask", "sequence_truncate", "sequence_mask")
-
-
-@dataclass(frozen=True, kw_only=True)
-class Case:
-    """Recipe keys here, the same in GRPOConfig (or RLOOConfig) there.
-
-    `spread` is how far the older policy, that sampled, is off ours, in nats a token; 0 for fresh
-    rollouts. There the value of the loss is not compared: ours is -w A log pi, TRL's -w A ratio.
-    """
-
-    name: str
-    ours: dict[str, Any]
-    trl: dict[str, Any]
-    spread: float = 0.3
-    sampler_spread: float = 0.0
-    is_rloo: bool = False
-
-    @property
-    def needs_all_rollouts(self) -> bool:
-        """Where a rollout with advantage 0 has a share in the loss."""
-        keys = ("kl_coefficient", "entropy_coefficient", "top_entropy_quantile")
-        return bool(self.ours.keys() & set(keys))
-
-
-def cases() -> list[Case]:
-    grpo, dapo = {"loss_type": "grpo"}, {"loss_type": "dapo"}
-    kl = {"kl_coefficient": 0.5}
-    found = [
-        Case(name="grpo", ours={"estimator": "grpo"}, trl=grpo),
-        Case(
-            name="dr_grpo",
-            ours={"estimator": "dr_grpo"},
-            trl={"loss_type": "dr_grpo", "scale_rewards": "none"},
-        ),
-        Case(name="bnpo", ours={"estimator": "bnpo"}, trl={"loss_type": "bnpo"}),
-        Case(name="dapo", ours={"estimator": "dapo"}, trl=dapo | {"epsilon_high": 0.28}),
-        Case(
-            name="gspo",
-            ours={"estimator": "gspo"},
-            trl=grpo
-            | {"importance_sampling_level": "sequence", "epsilon": 3e-4, "epsilon_high": 4e-4},
-            spread=1e-3,
-        ),
-        Case(
-            name="cispo",
-            ours={"estimator": "cispo"},
-            trl={"loss_type": "cispo", "epsilon_high": 5.0},
-            spread=1.5,
-        ),
-        Case(name="grpo_fresh", ours={"estimator": "grpo"}, trl=grpo, spread=0.0),
-        Case(
-            name="rloo_fresh",
-            ours={"estimator": "rloo"},
-            trl={"beta": 0.0},
-            spread=0.0,
-            is_rloo=True,
-        ),
-        Case(
-            name="rloo_kl_in_reward",
-            ours={"estimator": "rloo", "kl_in": "reward", "kl_coefficient": 0.05},
-            trl={"beta": 0.05},
-            spread=0.0,
-            is_rloo=True,
-        ),
-        Case(
-            name="temperature",
-            ours={"estimator": "bnpo", "temperature": 0.7},
-            trl=dapo | {"temperature": 0.7},
-        ),
-        Case(
-            name="delta",
-            ours={"estimator": "bnpo", "delta": 1.5},
-            trl=dapo | {"delta": 1.5},
-            spread=0.6,
-        ),
-        Case(
-            name="kl_k3",
-            ours={"estimator": "grpo"} | kl,
-            trl=grpo | {"beta": 0.5, "use_bias_correction_kl": False},
-        ),
-        Case(
-            name="kl_k3_corrected",
-            ours={"estimator": "grpo", "kl_correction": True} | kl,
-            trl=grpo | {"beta": 0.5},
-        ),
-        Case(
-            name="entropy",
-            ours={"estimator": "bnpo", "entropy_coefficient": 0.3},
-            trl=dapo | {"entropy_coef": 0.3},
-        ),
-        Case(
-            name="top_entropy_quantile",
-            ours={"estimator": "bnpo", "top_entropy_quantile": 0.2},
-            trl=dapo | {"top_entropy_quantile": 0.2},
-        ),
-    ]
-    found += [
-        Case(
-            name=f"scale_{scale}",
-            ours={"estimator": "bnpo", "scale_rewards": scale},
-            trl=dapo | {"scale_rewards": scale},
-        )
-        for scale in ("batch", "none")
-    ]
-    found += [
-        Case(
-            name=mode,
-            ours={
-                "estimator": "bnpo",
-                "importance_mode": mode,
-                "importance_cap": 1.4,
-                "importance_floor": 0.6,
-            },
-            trl=dapo
-            | {
-                "vllm_importance_sampling_mode": mode,
-                "vllm_importance_sampling_clip_max": 1.4,
-                "vllm_importance_sampling_clip_min": 0.6,
-            },
-            spread=0.0,
-            sampler_spread=0.3 if mode.startswith("token") else 0.15,
-        )
-        for mode in MODES
-    ]
-    return found
 
 
 @dataclass(frozen=True)
@@ -183,12 +60,24 @@ class Prepared:
 
 @dataclass
 class Found:
-    """The largest differences of a case over its batches, and how many of our tokens clipped."""
+    """Differences of a case, a value a batch, and the share of our tokens that were clipped or
+    whose importance was bounded. Losses of fresh rollouts are not compared."""
 
-    loss: float = 0.0
-    gradient: float = 0.0
-    advantages: float = 0.0
-    clipped: list[float] = field(default_factory=list)
+    loss: list[float] = field(default_factory=list)
+    gradient: list[float] = field(default_factory=list)
+    advantages: list[float] = field(default_factory=list)
+    bounded: list[float] = field(default_factory=list)
+
+    def largest(self) -> dict[str, str]:
+        """As text of two digits; bounded: the mean."""
+        found = {
+            name: f"{max(values):.1e}"
+            for name, values in (("gradient", self.gradient), ("advantages", self.advantages))
+        }
+        return found | {
+            "loss": f"{max(self.loss):.1e}" if self.loss else "-",
+            "bounded": f"{sum(self.bounded) / len(self.bounded):.2f}",
+        }
 
 
 def build_models(folder: Path) -> None:
@@ -208,7 +97,7 @@ def build_models(folder: Path) -> None:
         generator = torch.Generator().manual_seed(seed)
         with torch.no_grad():
             for weight in model.parameters():
-                weight.add_(0.15 * torch.randn(weight.shape, generator=generator))
+                weight.add_(0.08 * torch.randn(weight.shape, generator=generator))
         save_model(model, tokenizer, folder / name)
 
 
@@ -376,15 +265,16 @@ def compare(case: Case, learner: Learner, batches: list[Prepared], trl: dict[str
         theirs = {name: trl[f"{case.name}.{number}.{name}"] for name in ours}
         gaps = {name: ours[name] - theirs[name] for name in ours}
         if case.spread:
-            found.loss = max(found.loss, gaps["loss"].abs().item())
+            found.loss.append(gaps["loss"].abs().item())
         relative = gaps["gradient"].norm() / theirs["gradient"].norm()
-        found.gradient = max(found.gradient, relative.item())
-        found.advantages = max(found.advantages, gaps["advantages"].abs().max().item())
-        found.clipped.append(touched)
+        found.gradient.append(relative.item())
+        found.advantages.append(gaps["advantages"].abs().max().item())
+        found.bounded.append(touched)
     return found
 
 
 def main() -> None:
+    began = time.perf_counter()
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
@@ -399,11 +289,29 @@ def main() -> None:
             name: compare(case, learners[name], batches, trl)
             for name, (case, batches) in prepared.items()
         }
-    for name, f in found.items():
-        print(
-            f"{name:22} loss {f.loss:.1e}  gradient {f.gradient:.1e}  advantages {f.advantages:.1e}"
-            f"  clipped {[round(c, 2) for c in f.clipped]}"
-        )
+    report(found, time.perf_counter() - began)
+
+
+def report(found: dict[str, Found], seconds: float) -> None:
+    """Print and store the differences; raises AssertionError for one above the limit."""
+    every = [v for f in found.values() for v in (*f.loss, *f.gradient, *f.advantages)]
+    largest = {name: f.largest() for name, f in found.items()}
+    for name, row in largest.items():
+        print(name.ljust(22), *(f"{key} {value}".ljust(20) for key, value in row.items()))
+    assert max(every) < LIMIT, f"the largest difference is {max(every):.1e}"
+    write_result(
+        "parity",
+        command="python bench/bench_parity.py",
+        seeds=list(range(BATCHES)),
+        raw={name: asdict(f) for name, f in found.items()},
+        summary={
+            "cases": largest,
+            "largest": f"{max(every):.1e}",
+            "batches": BATCHES,
+            "trl": "1.16.0",
+            "seconds": round(seconds),
+        },
+    )
 
 
 if __name__ == "__main__":

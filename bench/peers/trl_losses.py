@@ -11,6 +11,7 @@ log-probabilities of an older policy where a case has them. Needs trl 1.16.0.
 from __future__ import annotations
 
 import json
+import logging
 import os
 import sys
 from pathlib import Path
@@ -19,6 +20,8 @@ from typing import Any
 os.environ["TRL_EXPERIMENTAL_SILENCE"] = "1"
 
 import torch
+import transformers
+import trl
 from datasets import Dataset
 from safetensors.torch import load_file, save_file
 from torch import Tensor
@@ -100,7 +103,10 @@ def padded(rows: list[list[float]]) -> Tensor:
 
 def main() -> None:
     folder = Path(sys.argv[1])
+    assert trl.__version__ == "1.16.0", trl.__version__
     torch.set_num_threads(1)
+    logging.disable(logging.WARNING)  # the rollout that nobody graded
+    transformers.logging.disable_progress_bar()
     found: dict[str, Tensor] = {}
     for case in json.loads((folder / "cases.json").read_text(encoding="utf-8")):
         batch = list(case["batches"][0])
