@@ -28,8 +28,11 @@ from forethought.tasks.code import CodeOptions
 from forethought.tasks.gym_families import EXACT_FAMILIES, SLOW_FAMILIES
 from forethought.tasks.gym_scoring import SCREENED_FAMILIES
 from forethought.tasks.problems import Arithmetic, Family
-from forethought.training import advantages
+from forethought.training import advantages, preflight
 from forethought.training.algorithms import ALGORITHMS
+from forethought.training.faults import Fault, report_fault
+from forethought.training.footprint import Footprint
+from forethought.training.symptoms import symptoms_of
 from forethought.types import FinishReason, GradeStatus, SamplingParams, Usage
 from tiny_models import make_folder
 
@@ -45,6 +48,10 @@ TABLES = {
     "CosineLength": "[reward.cosine_length]",
     "SoftOverlong": "[reward.soft_overlong]",
     "Repetition": "[reward.repetition]",
+}
+STAGES_OF_WARNINGS: dict[str, dict[str, Any]] = {
+    "rl": {"model": "m", "task": "sum", "optimizer": {"learning_rate": 1}},
+    "sft": {"model": "m", "data": "d", "optimizer": {"learning_rate": 1}},
 }
 METRIC = re.compile(r"[a-z]+/[a-z_0-9]+")
 
@@ -228,6 +235,30 @@ def test_the_example_of_a_strategy_works() -> None:
     assert names["solution"].answer == "4"
 
 
+def test_every_warning_is_described() -> None:
+    recipes = [
+        parse_recipe(STAGES_OF_WARNINGS[stage] | {"stage": stage, "run_dir": "r", "num_steps": 1})
+        for stage in STAGES_OF_WARNINGS
+    ]
+    names = {s.name for recipe in recipes for s in symptoms_of(recipe)}  # type: ignore[arg-type]
+    text = read("training.md")
+    described = {
+        re.sub(r"` \(P.*", "", cells[0]): "(P" in cells[0]
+        for cells in rows(section(text, "Warnings"))
+    }
+    assert described.keys() == names | {"MemoryShort", "NonFinite"}
+    in_preflight = {name for name, is_marked in described.items() if is_marked}
+    assert in_preflight == {*preflight.SIGNS, "MemoryShort", "NonFinite"}
+
+
+def test_every_field_of_a_preflight_is_described() -> None:
+    text = section(read("training.md"), "The preflight")
+    described = {cells[0]: cells[2] for cells in rows(text)}
+    assert described.keys() == {field.name for field in fields(preflight.Preflight)}
+    for name, kind in (("seconds", preflight.Seconds), ("memory", Footprint)):
+        assert all(f"`{field.name}`" in described[name] for field in fields(kind))
+
+
 def test_every_estimator_is_described() -> None:
     described = {cells[0] for cells in rows(section(read("algorithms.md"), "Estimators"))}
     assert described == ALGORITHMS.keys()
@@ -334,6 +365,8 @@ def test_run_folder_of_the_documents_is_the_one_written(tmp_path: Path) -> None:
     ) as run:
         run.log(1, {"loss/mean": 1.0})
         run.transcript(1, [{"text": "x"}])
+        run.warn(1, "TooHard", "x")
+        report_fault(run, 1, Fault(cause="gradient"), {})
         run.examples(1, {"a": 1.0})
         run.save_checkpoint(1, lambda folder: None)
         names = {path.name for path in run.folder.rglob("*")}

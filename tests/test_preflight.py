@@ -36,8 +36,8 @@ from forethought.training.preflight import (
     useful_lengths,
 )
 from forethought.training.rl_metrics import describe_rollouts
-from forethought.training.rollouts import draw_examples
 from forethought.training.stages import run_stage, start_run
+from forethought.training.text import shuffled_index
 from forethought.types import Example, FinishReason, Grade, GradeStatus, Rollout, RolloutGroup
 from tiny_runs import EVEN_REWARD, rl_tables, save_tiny, sft_tables
 
@@ -199,7 +199,7 @@ def test_its_problems_are_different_ones_of_the_whole_task(tables: dict[str, Any
     recipe = rl_recipe(tables | {"preflight_problems": 20, "prompts_per_step": 30})
     ids = [e.id for e in preflight_examples(task, recipe)]
     assert len(set(ids)) == 20
-    assert ids != [e.id for e in draw_examples(task, recipe.seed, 1, 20)]
+    assert ids != [task[shuffled_index(50, recipe.seed, i)].id for i in range(20)]
     few = rl_recipe(tables | {"preflight_problems": 20})
     assert len(preflight_examples(task, few)) == few.prompts_per_step  # never more than a step
     small = load_task("sum:size=2", split="train")

@@ -46,7 +46,7 @@ from forethought.types import Example, Rollout, RolloutGroup, Task
 logger = logging.getLogger("forethought")
 
 # Those of the signs of a run that one step can show.
-_SIGNS = (
+SIGNS = (
     "TooEasy",
     "TooHard",
     "NoSignal",
@@ -214,7 +214,7 @@ def preflight_warnings(metrics: Mapping[str, float], recipe: RlRecipe) -> list[N
     found = {
         symptom.name: sentence(symptom, seen)
         for symptom in symptoms_of(recipe)
-        if symptom.name in _SIGNS and (seen := symptom.sign(steps, recipe))
+        if symptom.name in SIGNS and (seen := symptom.sign(steps, recipe))
     }
     none_right = pays_for_answers(recipe) and not metrics["grade/correct_frac"]
     if none_right and not {"TooHard", "UnreadableReferences"} & found.keys():
