@@ -12,6 +12,7 @@ import errno
 import hashlib
 import json
 import os
+import re
 import shutil
 import sys
 from collections.abc import Iterable
@@ -20,7 +21,11 @@ from typing import Any
 
 MANIFEST = "manifest.json"
 TEMPORARY_PREFIX = ".tmp-"
-_FULL = (errno.ENOSPC, errno.EDQUOT)
+_DISK = (
+    errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS, errno.EACCES, errno.EPERM,
+)  # fmt: skip
+_WRONG = (errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG, errno.ELOOP, errno.EINVAL)
+_TOLD = re.compile(r"\(os error (\d+)\)")
 _SMALLEST_USEFUL_BYTES = 1 << 16
 
 
@@ -48,6 +53,12 @@ def sync_folder(folder: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def flush_file(path: Path) -> None:
+    """Make what was written to `path` survive a power cut. Raises OSError."""
+    with path.open("rb") as file:
+        os.fsync(file.fileno())
 
 
 def append_lines(path: Path, rows: Iterable[object]) -> None:
@@ -97,12 +108,19 @@ def seal(folder: Path) -> None:
 
 
 def is_sealed(folder: Path) -> bool:
-    """True when `folder` holds exactly what its manifest says, byte for byte."""
+    """True when `folder` holds exactly what its manifest says, byte for byte.
+
+    Raises OSError where that cannot be found out (no permission, a failing disk).
+    """
     try:
         files: dict[str, list[Any]] = json.loads((folder / MANIFEST).read_bytes())["files"]
         return all(_matches(folder / name, *entry) for name, entry in files.items())
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
-        return False  # no manifest, or one that was damaged
+    except (ValueError, KeyError, TypeError, AttributeError):
+        return False  # a damaged manifest
+    except OSError as error:
+        if error.errno in _WRONG:  # no manifest, or a file of it is missing
+            return False
+        raise
 
 
 def _matches(path: Path, size: int, digest: str) -> bool:
@@ -129,13 +147,20 @@ def discard(folder: Path) -> None:
     shutil.rmtree(doomed, ignore_errors=True)
 
 
-def is_disk_full(error: BaseException, folder: Path) -> bool:
-    """True when `error` came from a full disk, also where a library hid the OSError."""
+def disk_errno(error: BaseException, folder: Path) -> int | None:
+    """The errno of the disk's fault behind `error`, also where a library hid it; None when it was
+    no fault of the disk of `folder`."""
     if isinstance(error, OSError):
-        return error.errno in _FULL
-    if "No space left on device" in str(error):  # safetensors
-        return True
+        return error.errno or errno.EIO
+    seen: BaseException | None = error
+    while seen is not None:
+        told = _TOLD.search(str(seen))  # safetensors
+        number = seen.errno if isinstance(seen, OSError) else int(told[1]) if told else None
+        if number in _DISK:
+            return number
+        seen = seen.__cause__ or seen.__context__
     try:
-        return shutil.disk_usage(folder).free < _SMALLEST_USEFUL_BYTES  # torch gives no reason
+        free = shutil.disk_usage(folder).free
     except OSError:  # the folder is gone
-        return False
+        return None
+    return errno.ENOSPC if free < _SMALLEST_USEFUL_BYTES else None  # torch gives no reason
