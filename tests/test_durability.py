@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 import kill_each_line
+from forethought.errors import TrainingStopped
 from forethought.run import Run
 from power_cut import Disk, Layout, lay_out
 
@@ -95,3 +97,52 @@ def last_step(folder: Path) -> int:
         opened.truncate_metrics(step)
         assert [row["step"] for row in opened.metrics()] == list(range(1, step + 1))
         return step
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A disk of 200 KB."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    command = ["mount", "-t", "tmpfs", "-o", "size=200k", "tmpfs", str(folder)]
+    try:
+        mounted = subprocess.run(command, capture_output=True, text=True)
+    except FileNotFoundError:
+        pytest.skip("no mount here")
+    if mounted.returncode:
+        pytest.skip(f"no disk can be mounted here: {mounted.stderr.strip()}")
+    yield folder
+    subprocess.run(["umount", "--lazy", str(folder)], check=True)
+
+
+def test_a_disk_that_is_full_stops_a_run_that_goes_on_when_there_is_room(
+    small_disk: Path, tmp_path: Path
+) -> None:
+    kill_each_line.first_three(tmp_path / "whole")
+    kill_each_line.resume(tmp_path / "whole", 5)
+    pages, outcomes = 0, []
+    while not outcomes or outcomes[-1] != "done":
+        folder = small_disk / f"run-{pages}"
+        kill_each_line.first_three(folder)
+        leave_free(small_disk, pages * 4096)
+        try:
+            kill_each_line.resume(folder, 5)
+            outcomes.append("done")
+        except TrainingStopped as error:
+            assert "(the disk is full): make room" in str(error)
+            assert f"continue with --resume {folder}" in str(error)
+            assert isinstance(error.__cause__, OSError)
+            outcomes.append(str(error).partition(" to ")[0])
+        (small_disk / "ballast").unlink()
+        kill_each_line.resume(folder, 5)
+        assert kill_each_line.content(folder) == kill_each_line.content(tmp_path / "whole")
+        shutil.rmtree(folder)
+        pages += 1
+    assert "could not write the metrics.jsonl" in outcomes
+    assert "could not write the checkpoint of step 4" in outcomes
+
+
+def leave_free(disk: Path, size: int) -> None:
+    """Fill `disk` up to its last `size` bytes."""
+    with (disk / "ballast").open("wb", buffering=0) as file:
+        file.write(b"x" * (shutil.disk_usage(disk).free - size))

@@ -142,9 +142,17 @@ def discard(folder: Path) -> None:
     if not folder.exists():
         return
     doomed = folder.with_name(f"{TEMPORARY_PREFIX}old-{folder.name}")
-    shutil.rmtree(doomed, ignore_errors=True)
+    remove(doomed)
     folder.replace(doomed)
-    shutil.rmtree(doomed, ignore_errors=True)
+    remove(doomed)
+
+
+def remove(path: Path) -> None:
+    """Remove a folder with all that is in it as far as that can be done, or a file."""
+    if path.is_dir():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)
 
 
 def disk_errno(error: BaseException, folder: Path) -> int | None:

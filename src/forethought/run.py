@@ -45,6 +45,7 @@ from forethought.durable import (
     flush_file,
     keep_lines_until,
     read_lines,
+    remove,
     sync_folder,
     write_atomic,
 )
@@ -324,10 +325,7 @@ def _begin(path: Path, info: Mapping[str, Any]) -> IO[str]:
 def _remove_leftovers(path: Path) -> None:
     for folder in (path, path / "checkpoints"):
         for entry in folder.glob(f".*{TEMPORARY_PREFIX[1:]}*"):  # of models too: .model.tmp-1f3a
-            if entry.is_dir():
-                shutil.rmtree(entry, ignore_errors=True)
-            else:
-                entry.unlink(missing_ok=True)
+            remove(entry)
 
 
 def _first_missing(path: Path) -> Path | None:
