@@ -63,6 +63,8 @@ def write_recipes(folder: Path) -> dict[str, Path]:
         "pretrain": pretrain_tables(none, **every, keep_checkpoints=1, keep_every=6),
         # four updates a batch of rollouts: checkpoints 3 and 6 stand in the middle of one
         "reuse": stages["rl"] | {"num_iterations": 2, "minibatches": 2, "epsilon": 0.1},
+        "select": stages["rl"]
+        | {"select": {"examples": "greso", "max_batches": 2, "replay_share": 0.25}},
         "pipeline": {
             "stage": "pipeline", "run_dir": str(none), "model": str(model), "order": ["sft", "rl"],
             **inner,

@@ -15,9 +15,9 @@ from forethought.durable import (
     TEMPORARY_PREFIX,
     discard,
     is_sealed,
+    make_folder,
     replace_folder,
     seal,
-    sync_folder,
 )
 
 Checkpoint = tuple[int, Path]  # step and folder
@@ -65,8 +65,8 @@ def write_checkpoint(parent: Path, step: int, write: Callable[[Path], None]) -> 
     target = parent / _name(step)
     try:
         shutil.rmtree(temporary, ignore_errors=True)
-        temporary.mkdir(parents=True)
-        sync_folder(parent.parent)  # `parent` may be new
+        make_folder(parent)
+        temporary.mkdir()
         write(temporary)
         seal(temporary)
         replace_folder(temporary, target)

@@ -55,6 +55,23 @@ def sync_folder(folder: Path) -> None:
         os.close(descriptor)
 
 
+def first_missing(path: Path) -> Path | None:
+    """The outermost folder that `make_folder(path)` would make; None when all exist."""
+    missing = [folder for folder in (path, *path.parents) if not folder.exists()]
+    return missing[-1] if missing else None
+
+
+def make_folder(path: Path) -> None:
+    """Make a folder and those above it, in a way that survives a power cut. Raises OSError."""
+    outermost = first_missing(path)
+    path.mkdir(parents=True, exist_ok=True)
+    if outermost is not None:
+        for folder in (path, *path.parents):
+            sync_folder(folder.parent)
+            if folder == outermost:
+                break
+
+
 def flush_file(path: Path) -> None:
     """Make what was written to `path` survive a power cut. Raises OSError."""
     with path.open("rb") as file:

@@ -42,8 +42,10 @@ from forethought.durable import (
     append_lines,
     discard,
     disk_errno,
+    first_missing,
     flush_file,
     keep_lines_until,
+    make_folder,
     read_lines,
     remove,
     sync_folder,
@@ -57,6 +59,7 @@ FORMAT = 1
 METRICS, TRANSCRIPTS = "metrics.jsonl", "transcripts.jsonl"
 EXAMPLES = "examples.jsonl"
 WARNINGS = "warnings.jsonl"
+BAD_BATCHES = "bad_batches"  # a folder
 _LINES = (METRICS, TRANSCRIPTS, EXAMPLES, WARNINGS)
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 
@@ -98,9 +101,8 @@ class Run:
         path = Path(folder).expanduser()
         made = None
         try:
-            made = _first_missing(path)
-            path.mkdir(parents=True, exist_ok=True)
-            _sync_made(path, made)
+            made = first_missing(path)
+            make_folder(path)
             _refuse_used(path)
             info = _new_info(stage, recipe_text, seed, command, name or path.resolve().name)
             lock = _begin(path, info)
@@ -323,24 +325,9 @@ def _begin(path: Path, info: Mapping[str, Any]) -> IO[str]:
 
 
 def _remove_leftovers(path: Path) -> None:
-    for folder in (path, path / "checkpoints"):
+    for folder in (path, path / "checkpoints", path / BAD_BATCHES):
         for entry in folder.glob(f".*{TEMPORARY_PREFIX[1:]}*"):  # of models too: .model.tmp-1f3a
             remove(entry)
-
-
-def _first_missing(path: Path) -> Path | None:
-    """The outermost folder that mkdir will make for `path`; None when all exist."""
-    missing = [folder for folder in (path, *path.parents) if not folder.exists()]
-    return missing[-1] if missing else None
-
-
-def _sync_made(path: Path, outermost: Path | None) -> None:
-    """Flush the names of the folders from `outermost` down to `path`, which are new."""
-    if outermost is not None:
-        for folder in (path, *path.parents):
-            sync_folder(folder.parent)
-            if folder == outermost:
-                break
 
 
 def _reason(error: BaseException) -> str:
