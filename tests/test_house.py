@@ -25,6 +25,8 @@ ROOMS = [
         "toml",
         "jsonl",
         "run",
+        "checkpoints",
+        "locks",
         "durable",
         "machine",
         "prices",

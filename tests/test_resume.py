@@ -1,237 +1,308 @@
-"""A run that was killed or interrupted ends in the same bits as one that was left alone.
+"""A run that was killed, interrupted or stopped ends in the same bits as one that was left alone.
 
-Every run is a process of its own that really dies; they are forked from one server that has
-imported everything, because importing takes longer than a tiny run.
+Every run is a process of its own that really dies. `bench/bench_resume.py` strikes more often, and
+at the installed command.
 """
 
 from __future__ import annotations
 
 import json
-import multiprocessing
 import os
+import re
+import shutil
 import signal
+import subprocess
 import sys
 import time
-from dataclasses import dataclass
-from multiprocessing import forkserver
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from random import Random
 from typing import Any
 
 import pytest
 
-from forethought.toml import to_toml
-from tiny_runs import EVEN_REWARD, pretrain_tables, rl_tables, run_command, save_tiny, sft_tables
+from forethought.cli.app import main
+from killer import (
+    CHECKPOINT_EVERY,
+    NUM_STEPS,
+    RUN,
+    Fork,
+    differences,
+    fork_server,
+    kill,
+    output,
+    snapshot,
+    start_fork,
+    totals,
+    write_recipes,
+)
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="needs SIGKILL")
 
-NUM_STEPS = 9
-CHECKPOINT_EVERY = 3
-PRELOADED = [
-    "tiny_runs",
-    "forethought.cli.train",
-    "forethought.training.rl",
-    "forethought.training.sft",
-    "forethought.training.pretrain",
-    "transformers.models.llama",
-]
 PATIENCE_SECONDS = 300  # a busy machine is no failure
-STAGES = ["rl", "pretrain", "sft"]
-KILLED = ["rl", "pretrain"]  # at three moments each
-
-
-@dataclass(frozen=True)
-class Finished:
-    """What a finished run leaves, but for what the clock says."""
-
-    weights: bytes
-    optimizer: bytes
-    counters: bytes
-    metrics: list[dict[str, Any]]
-    transcripts: bytes
-    examples: bytes
+STAGES = ["rl", "reuse", "pretrain", "sft", "pipeline"]
+Start = Callable[[str, Path], Fork]
+Snapshot = dict[str, bytes]
 
 
 @pytest.fixture(scope="module")
-def processes() -> Any:
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(PRELOADED)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("OMP_NUM_THREADS", "1")
-        patch.setenv("PYTHONPATH", os.pathsep.join(sys.path))  # the server does not get it from us
-        forkserver.ensure_running()
-    return context
+def recipes(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    return write_recipes(tmp_path_factory.mktemp("workshop"))
 
 
 @pytest.fixture(scope="module")
-def workshop(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with a model, a reward and one recipe a stage."""
-    folder = tmp_path_factory.mktemp("workshop")
-    model = save_tiny(folder / "model")
-    # dropout draws from torch's own generator, which a resumed process starts anew
-    config = json.loads((model / "config.json").read_text())
-    (model / "config.json").write_text(json.dumps(config | {"attention_dropout": 0.2}))
-    (folder / "even.py").write_text(EVEN_REWARD)
-    shared: dict[str, Any] = {"num_steps": NUM_STEPS, "checkpoint_every": CHECKPOINT_EVERY}
-    schedule = {"learning_rate": 1e-2, "schedule": "cosine", "warmup_steps": 2}
-    recipes = {
-        "rl": rl_tables(
-            model,
-            folder / "none",
-            reward={"parts": {f"{folder}/even.py:even": 1.0, "format": 0.1}},
-            eval_problems=2,
-            eval_samples=1,
-            eval_every=4,
-            kl_coefficient=0.01,
-            optimizer=schedule,
-            **shared,
-        ),
-        "pretrain": pretrain_tables(folder / "none", **shared),
-        "sft": sft_tables(model, folder / "none", optimizer=schedule, **shared),
-    }
-    for name, tables in recipes.items():
-        (folder / f"{name}.toml").write_text(to_toml(tables))
-    return folder
+def start(recipes: dict[str, Path]) -> Start:
+    """Starts a process that trains a stage in a folder, or resumes the run that is there."""
+    server = fork_server()
+    return lambda stage, folder: start_fork(server, folder, recipes[stage], num_documents=200)
 
 
 @pytest.fixture(scope="module")
-def unbroken(processes: Any, workshop: Path) -> dict[str, Finished]:
-    """Every stage run once without a break."""
-    started = {s: start(processes, workshop, s, workshop / f"unbroken-{s}") for s in STAGES}
-    for stage, process in started.items():
-        process.join(PATIENCE_SECONDS)
-        assert process.exitcode == 0, output(workshop / f"unbroken-{stage}")
-    return {stage: read(workshop / f"unbroken-{stage}") for stage in STAGES}
+def left_alone(start: Start, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """The folder of every stage, run once without a break."""
+    folders = {stage: tmp_path_factory.mktemp(stage) for stage in STAGES}
+    processes = {stage: start(stage, folders[stage]) for stage in STAGES}
+    for stage, process in processes.items():
+        assert process.wait(PATIENCE_SECONDS) == 0, output(folders[stage])
+    return folders
 
 
-def start(processes: Any, workshop: Path, stage: str, run_dir: Path) -> Any:
-    """A process that trains `stage` in `run_dir`, or resumes the run that is there."""
-    arguments = ["train", str(workshop / f"{stage}.toml"), "--set", f"run_dir={run_dir}"]
-    if (run_dir / "run.json").exists():
-        arguments = ["train", "--resume", str(run_dir)]
-    process = processes.Process(target=run_command, args=(arguments, f"{run_dir}.log"))
-    process.start()
-    return process
+@pytest.fixture(scope="module")
+def unbroken(left_alone: dict[str, Path]) -> dict[str, Snapshot]:
+    return {stage: snapshot(folder / RUN) for stage, folder in left_alone.items()}
 
 
-def output(run_dir: Path) -> str:
-    log = Path(f"{run_dir}.log")
-    return log.read_text() if log.exists() else "the process has not begun"
+def metrics_of(files: Snapshot, name: str = "metrics.jsonl") -> list[dict[str, Any]]:
+    rows: list[dict[str, Any]] = json.loads(files[name])
+    return rows
 
 
-def read(run_dir: Path) -> Finished:
-    last = run_dir / "checkpoints" / f"step_{NUM_STEPS:06d}"
-    transcripts, examples = run_dir / "transcripts.jsonl", run_dir / "examples.jsonl"
-    rows = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
-    return Finished(
-        weights=(run_dir / "model" / "model.safetensors").read_bytes()
-        + (last / "weights.safetensors").read_bytes(),
-        optimizer=(last / "optimizer.pt").read_bytes(),
-        counters=(last / "counters.json").read_bytes(),
-        metrics=[{name: v for name, v in row.items() if not is_clock(name)} for row in rows],
-        transcripts=transcripts.read_bytes() if transcripts.exists() else b"",
-        examples=examples.read_bytes() if examples.exists() else b"",
-    )
-
-
-def is_clock(name: str) -> bool:
-    return name.startswith("time/") or name.endswith("tokens_per_second")
-
-
-def wait_for_lines(run_dir: Path, process: Any, count: int) -> None:
+def wait_for_lines(run_dir: Path, process: Fork, count: int) -> None:
     """Until the run has logged so many lines (0: until its folder is there)."""
     path = run_dir / ("metrics.jsonl" if count else "run.json")
     end = time.monotonic() + PATIENCE_SECONDS
     while not path.exists() or path.read_bytes().count(b"\n") < count:
-        assert process.is_alive(), output(run_dir)
+        assert process.wait(0) is None, output(run_dir.parent)
         assert time.monotonic() < end, f"line {count} never came"
         time.sleep(0.002)
 
 
-def finish(processes: Any, workshop: Path, stage: str, run_dir: Path) -> Finished:
-    process = start(processes, workshop, stage, run_dir)
-    process.join(PATIENCE_SECONDS)
-    assert process.exitcode == 0, output(run_dir)
-    return read(run_dir)
+def finish(start: Start, stage: str, folder: Path) -> Snapshot:
+    assert start(stage, folder).wait(PATIENCE_SECONDS) == 0, output(folder)
+    return snapshot(folder / RUN)
 
 
-def test_the_unbroken_runs_are_worth_comparing(unbroken: dict[str, Finished]) -> None:
-    for stage, run in unbroken.items():
-        steps = [row["step"] for row in run.metrics]
-        assert steps == list(range(stage != "rl", NUM_STEPS + 1))  # rl measures before step 1
-        assert all(row["optim/grad_norm"] > 0 for row in run.metrics if row["step"])
-    assert unbroken["rl"].transcripts.count(b"\n") == NUM_STEPS * 4
-    assert len({row["loss/mean"] for row in unbroken["sft"].metrics}) == NUM_STEPS
+def test_the_unbroken_runs_are_worth_comparing(unbroken: dict[str, Snapshot]) -> None:
+    for stage in ("rl", "reuse", "pretrain", "sft"):
+        rows = metrics_of(unbroken[stage])
+        # rl measures before step 1
+        assert [row["step"] for row in rows] == list(range(stage in ("pretrain", "sft"), 10))
+        assert all(row["optim/grad_norm"] > 0 for row in rows if row["step"])
+        assert {"model/model.safetensors", "checkpoints/step_000009/optimizer.pt"} <= set(
+            unbroken[stage]
+        )
+    assert unbroken["rl"]["transcripts.jsonl"].count(b"\n") == NUM_STEPS * 4
+    assert len({row["loss/mean"] for row in metrics_of(unbroken["sft"])}) == NUM_STEPS
+    assert "checkpoints/step_000006/rollouts.json" in unbroken["reuse"]
+    weights = {unbroken[stage]["model/model.safetensors"] for stage in ("rl", "reuse", "sft")}
+    assert len(weights) == 3
+    assert metrics_of(unbroken["pipeline"], "2-rl/metrics.jsonl")
 
 
-# the first third of a run, the second and the last: every phase between two checkpoints
-MOMENTS = [(stage, third) for stage in KILLED for third in range(3)]
+# The first third of a run, the second and the last: every phase between two checkpoints. Those of
+# "reuse" stand in the middle of a batch of rollouts.
+MOMENTS = [
+    *[("rl", third) for third in range(3)],
+    *[("reuse", third) for third in (1, 2)],
+    ("pretrain", 1),
+]
 
 
 @pytest.mark.parametrize(("stage", "third"), MOMENTS)
 def test_a_killed_run_resumes_to_the_same_bits(
-    stage: str,
-    third: int,
-    processes: Any,
-    workshop: Path,
-    unbroken: dict[str, Finished],
-    tmp_path: Path,
+    stage: str, third: int, start: Start, unbroken: dict[str, Snapshot], tmp_path: Path
 ) -> None:
     rng = Random()  # another moment every time
-    lines = third * 3 + rng.randrange(3)
+    lines = third * CHECKPOINT_EVERY + rng.randrange(CHECKPOINT_EVERY)
     pause = rng.random() * 0.05
-    run_dir = tmp_path / "run"
-    process = start(processes, workshop, stage, run_dir)
-    wait_for_lines(run_dir, process, lines)
+    process = start(stage, tmp_path)
+    wait_for_lines(tmp_path / RUN, process, lines)
     time.sleep(pause)
-    process.kill()
-    process.join(PATIENCE_SECONDS)
-    assert process.exitcode in (-signal.SIGKILL, 0), output(run_dir)  # 0: done before it came
-    assert finish(processes, workshop, stage, run_dir) == unbroken[stage], (lines, pause)
+    kill(process)
+    assert process.wait(0) in (-signal.SIGKILL, 0), output(tmp_path)  # 0: done before it came
+    found = finish(start, stage, tmp_path)
+    assert differences(found, unbroken[stage]) == [], (lines, pause)
 
 
 def test_a_run_killed_again_and_again_resumes_to_the_same_bits(
-    processes: Any, workshop: Path, unbroken: dict[str, Finished], tmp_path: Path
+    start: Start, unbroken: dict[str, Snapshot], tmp_path: Path
 ) -> None:
-    run_dir = tmp_path / "run"
-    for lines in (2, 5, 8):
-        process = start(processes, workshop, "sft", run_dir)
-        wait_for_lines(run_dir, process, lines)
-        process.kill()
-        process.join(PATIENCE_SECONDS)
-    assert finish(processes, workshop, "sft", run_dir) == unbroken["sft"]
+    for lines in (0, 2, 5, 8):
+        process = start("sft", tmp_path)
+        wait_for_lines(tmp_path / RUN, process, lines)
+        kill(process)
+    assert differences(finish(start, "sft", tmp_path), unbroken["sft"]) == []
+
+
+def test_a_pipeline_killed_in_its_second_stage_has_the_totals_of_both(
+    start: Start, unbroken: dict[str, Snapshot], left_alone: dict[str, Path], tmp_path: Path
+) -> None:
+    process = start("pipeline", tmp_path)
+    wait_for_lines(tmp_path / RUN / "2-rl", process, Random().randrange(1, 9))
+    kill(process)
+    found = finish(start, "pipeline", tmp_path)
+    assert differences(found, unbroken["pipeline"]) == []
+    assert totals(tmp_path) == totals(left_alone["pipeline"])
+    assert {"sft/total/tokens", "rl/total/rollouts"} <= totals(tmp_path).keys()
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=["ctrl-c", "sigterm"])
 def test_an_interrupted_run_stops_at_a_checkpoint_and_resumes_to_the_same_bits(
-    number: int, processes: Any, workshop: Path, unbroken: dict[str, Finished], tmp_path: Path
+    number: int, start: Start, unbroken: dict[str, Snapshot], tmp_path: Path
 ) -> None:
-    run_dir = tmp_path / "run"
-    process = start(processes, workshop, "rl", run_dir)
-    wait_for_lines(run_dir, process, 3)
+    process = start("rl", tmp_path)
+    wait_for_lines(tmp_path / RUN, process, 3)
     os.kill(process.pid, number)
-    process.join(PATIENCE_SECONDS)
-    assert process.exitcode == 130, output(run_dir)
-    text = output(run_dir)
-    assert f"continue with: forethought train --resume {run_dir}" in text
+    assert process.wait(PATIENCE_SECONDS) == 130, output(tmp_path)
+    text = output(tmp_path)
+    assert f"continue with: forethought train --resume {RUN}" in text
     assert "Traceback" not in text
-    lines = (run_dir / "metrics.jsonl").read_text().splitlines()
+    lines = (tmp_path / RUN / "metrics.jsonl").read_text().splitlines()
     last = json.loads(lines[-1])["step"]
     assert last < NUM_STEPS
-    assert (run_dir / "checkpoints" / f"step_{last:06d}" / "manifest.json").exists()
-    assert finish(processes, workshop, "rl", run_dir) == unbroken["rl"]
+    assert (tmp_path / RUN / "checkpoints" / f"step_{last:06d}" / "manifest.json").exists()
+    assert differences(finish(start, "rl", tmp_path), unbroken["rl"]) == []
 
 
+@pytest.mark.parametrize("name", ["weights.safetensors", "rollouts.json"])
 def test_a_damaged_checkpoint_is_passed_over(
-    processes: Any, workshop: Path, unbroken: dict[str, Finished], tmp_path: Path
+    name: str, start: Start, unbroken: dict[str, Snapshot], tmp_path: Path
 ) -> None:
-    run_dir = tmp_path / "run"
-    process = start(processes, workshop, "sft", run_dir)
-    wait_for_lines(run_dir, process, 8)
-    process.kill()
-    process.join(PATIENCE_SECONDS)
-    newest = sorted((run_dir / "checkpoints").glob("step_*"))[-1] / "weights.safetensors"
-    damaged = bytearray(newest.read_bytes())
-    damaged[len(damaged) // 2] ^= 1
-    newest.write_bytes(damaged)
-    assert finish(processes, workshop, "sft", run_dir) == unbroken["sft"]
+    process = start("reuse", tmp_path)
+    wait_for_lines(tmp_path / RUN, process, 8)
+    kill(process)
+    damaged = tmp_path / RUN / "checkpoints" / "step_000006" / name
+    content = bytearray(damaged.read_bytes())
+    content[len(content) // 2] ^= 1
+    damaged.write_bytes(content)
+    assert differences(finish(start, "reuse", tmp_path), unbroken["reuse"]) == []
+    assert "the checkpoint of step 6 is damaged: it is left out" in output(tmp_path)
+
+
+def test_one_of_two_that_resume_at_once_goes_on(
+    start: Start, unbroken: dict[str, Snapshot], tmp_path: Path
+) -> None:
+    process = start("sft", tmp_path)
+    wait_for_lines(tmp_path / RUN, process, 4)
+    kill(process)
+    both = [start("sft", tmp_path) for _ in range(2)]
+    assert sorted(process.wait(PATIENCE_SECONDS) or 0 for process in both) == [0, 2]
+    assert f"run folder '{RUN}' is being written by process" in output(tmp_path)
+    assert differences(snapshot(tmp_path / RUN), unbroken["sft"]) == []
+
+
+@pytest.fixture
+def finished(left_alone: dict[str, Path], tmp_path: Path) -> Path:
+    """A copy of the run folder of a finished sft."""
+    return Path(shutil.copytree(left_alone["sft"] / RUN, tmp_path / RUN))
+
+
+def test_resuming_a_finished_run_changes_nothing(
+    finished: Path, unbroken: dict[str, Snapshot], capfd: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["train", "--resume", str(finished)]) == 0
+    assert "all 9 steps of this run are done; nothing is left to train" in capfd.readouterr().err
+    assert differences(snapshot(finished), unbroken["sft"]) == []
+
+
+def test_a_resumed_run_takes_no_changes(
+    finished: Path, recipes: dict[str, Path], capfd: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["train", "--resume", str(finished), "--set", "num_steps=20"]) == 2
+    assert "--set num_steps=20 cannot change a run that is resumed" in capfd.readouterr().err
+    assert main(["train", str(recipes["sft"]), "--set", f"run_dir={finished}"]) == 2
+    assert f"continue it with --resume {finished}" in capfd.readouterr().err
+    assert main(["train", str(recipes["sft"]), "--resume", str(finished)]) == 2
+    assert "but not both" in capfd.readouterr().err
+    text = (finished / "recipe.toml").read_text()
+    (finished / "recipe.toml").write_text(text.replace("num_steps = 9", "num_steps = 20"))
+    assert main(["train", "--resume", str(finished)]) == 0
+    said = capfd.readouterr().err
+    assert f"changes of {finished / 'recipe.toml'} have no effect" in said
+    assert "all 9 steps of this run are done" in said
+
+
+def test_a_run_resumed_elsewhere_says_that_bits_may_differ(
+    finished: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    info = json.loads((finished / "run.json").read_text())
+    assert main(["train", "--resume", str(finished)]) == 0
+    assert "differ" not in capfd.readouterr().err
+    monkeypatch.setenv("OMP_NUM_THREADS", "3")
+    info["versions"]["torch"] = "1.0"
+    info["commit"] = None  # unknown then: nothing to compare
+    (finished / "run.json").write_text(json.dumps(info))
+    assert main(["train", "--resume", str(finished)]) == 0
+    said = capfd.readouterr().err.splitlines()[0]
+    assert said.startswith("results may differ in their last bits: the run began with torch 1.0 (")
+    assert said.endswith("threads 1 (now 3)")
+
+
+def test_a_limit_of_file_size_stops_a_run_that_goes_on_without_it(
+    start: Start, unbroken: dict[str, Snapshot], tmp_path: Path
+) -> None:
+    import resource
+
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    process = start("sft", tmp_path)
+    # the optimizer's file is larger, the weights' is smaller
+    resource.prlimit(process.pid, resource.RLIMIT_FSIZE, (200_000, before[1]))
+    assert process.wait(PATIENCE_SECONDS) == 2, output(tmp_path)
+    assert output(tmp_path) == (
+        "error: could not write the checkpoint of step 3 to 'run' (file too large): make room or"
+        " restore access, then continue with --resume run\n"
+    )
+    assert differences(finish(start, "sft", tmp_path), unbroken["sft"]) == []
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A folder whose run folder is a disk of its own, of 8 MB."""
+    (tmp_path / RUN).mkdir()
+    command = ["mount", "-t", "tmpfs", "-o", "size=8m", "tmpfs", str(tmp_path / RUN)]
+    if shutil.which("mount") is None or subprocess.run(command, capture_output=True).returncode:
+        pytest.skip("no disk can be mounted here")
+    yield tmp_path
+    subprocess.run(["umount", "--lazy", str(tmp_path / RUN)], check=True)
+
+
+@pytest.mark.parametrize(("stage", "free", "what"), [
+    ("sft", 0, "(metrics|checkpoint) of step"),
+    ("sft", 60_000, "checkpoint of step"),  # the weights' file fails
+    ("sft", 250_000, "checkpoint of step"),  # the optimizer's
+    ("pretrain", 350_000, "model"),  # there is room for one checkpoint more, and it stays
+])  # fmt: skip
+def test_a_full_disk_stops_a_run_that_goes_on_when_there_is_room(
+    stage: str,
+    free: int,
+    what: str,
+    start: Start,
+    unbroken: dict[str, Snapshot],
+    small_disk: Path,
+) -> None:
+    process, disk = start(stage, small_disk), small_disk / RUN
+    wait_for_lines(disk, process, 4)
+    os.kill(process.pid, signal.SIGSTOP)
+    with (disk / "ballast").open("wb", buffering=0) as file:
+        file.write(b"x" * (shutil.disk_usage(disk).free - free))
+    os.kill(process.pid, signal.SIGCONT)
+    assert process.wait(PATIENCE_SECONDS) == 2, output(small_disk)
+    (disk / "ballast").unlink()
+    said = output(small_disk)
+    assert re.fullmatch(
+        rf"error: could not write the {what}.* to 'run' \(the disk is full\): make room or restore"
+        r" access, then continue with --resume run\n",
+        said,
+    )
+    assert differences(finish(start, stage, small_disk), unbroken[stage]) == []

@@ -8,6 +8,7 @@ import math
 import os
 import random
 import resource
+import shutil
 import signal
 import subprocess
 import sys
@@ -21,6 +22,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from forethought import durable
+from forethought.checkpoints import Keep, outdated
 from forethought.errors import RecipeError, TrainingStopped
 from forethought.run import Run
 
@@ -187,22 +189,127 @@ def test_checkpoints_keep_the_last_two(run: Run) -> None:
     assert run.latest_checkpoint() == (15, path)
 
 
-@pytest.mark.parametrize("damage", ["shorten", "flip", "remove", "manifest"])
-def test_a_damaged_checkpoint_is_passed_over(run: Run, damage: str) -> None:
-    first, second = run.save_checkpoint(1, put("good")), run.save_checkpoint(2, put("good"))
-    state = second / "state.bin"
+@pytest.mark.parametrize(("keep", "kept"), [
+    ("keep_checkpoints = 1", [20]),
+    ("keep_checkpoints = 3", [12, 16, 20]),
+    ("keep_every = 8", [8, 16, 20]),
+    ("keep_checkpoints = 1\nkeep_every = 12", [12, 20]),
+])  # fmt: skip
+def test_a_recipe_says_which_checkpoints_stay(tmp_path: Path, keep: str, kept: list[int]) -> None:
+    with Run.create(tmp_path, stage="rl", recipe_text=keep, seed=7, command=[]) as run:
+        for step in (4, 8, 12):
+            run.save_checkpoint(step, put("state"))
+    with Run.open(tmp_path) as run:  # a resumed run has not forgotten it
+        for step in (16, 20):
+            run.save_checkpoint(step, put("state"))
+    names = sorted(entry.name for entry in (tmp_path / "checkpoints").iterdir())
+    assert names == [f"step_{step:06d}" for step in kept]
+
+
+@given(
+    st.lists(st.integers(1, 60), unique=True, min_size=1).map(sorted),
+    st.builds(Keep, st.integers(1, 4), st.none() | st.integers(1, 9)),
+)
+def test_what_is_outdated_is_old_and_no_milestone(steps: list[int], keep: Keep) -> None:
+    gone = outdated(steps, keep)
+    stay = [step for step in steps if step not in gone]
+    assert steps[-1] in stay
+    assert stay[-keep.newest :] == steps[-keep.newest :]
+    assert all(step % keep.every for step in gone if keep.every)
+    assert all(step % keep.every == 0 for step in stay[: -keep.newest] if keep.every)
+    assert keep.every or len(stay) <= keep.newest
+
+
+def test_what_a_death_kept_from_going_goes_when_the_run_is_resumed(run: Run) -> None:
+    for step in (1, 2):
+        run.save_checkpoint(step, put("good"))
+    shutil.copytree(run.folder / "checkpoints" / "step_000001", run.folder / "extra")
+    run.save_checkpoint(3, put("good"))
+    (run.folder / "extra").rename(run.folder / "checkpoints" / "step_000001")
+    run.truncate_metrics(3)
+    names = sorted(entry.name for entry in (run.folder / "checkpoints").iterdir())
+    assert names == ["step_000002", "step_000003"]
+
+
+def damage_checkpoint(folder: Path, damage: str) -> None:
+    state, manifest = folder / "state.bin", folder / "manifest.json"
     match damage:
         case "shorten":
             state.write_text("goo")
+        case "empty":
+            state.write_text("")
         case "flip":
             state.write_text("goof")
         case "remove":
             state.unlink()
-        case "manifest":
-            (second / "manifest.json").write_text('{"files"')
+        case "file is a folder":
+            state.unlink()
+            state.mkdir()
+        case "no manifest":
+            manifest.unlink()
+        case "torn manifest":
+            manifest.write_text('{"files"')
+        case "empty manifest":
+            manifest.write_text("")
+        case "odd manifest":
+            manifest.write_text('{"files": {"state.bin": 4}}')
+        case "nothing in it":
+            shutil.rmtree(folder)
+            folder.mkdir()
+        case "not renamed":
+            folder.rename(folder.with_name(".tmp-" + folder.name))
+        case "is a file":
+            shutil.rmtree(folder)
+            folder.write_text("")
+
+
+@pytest.mark.parametrize("damage", [
+    "shorten", "empty", "flip", "remove", "file is a folder", "no manifest", "torn manifest",
+    "empty manifest", "odd manifest", "nothing in it", "not renamed", "is a file",
+])  # fmt: skip
+def test_a_damaged_checkpoint_is_passed_over(
+    run: Run, damage: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    first, second = run.save_checkpoint(1, put("good")), run.save_checkpoint(2, put("good"))
+    damage_checkpoint(second, damage)
     assert run.latest_checkpoint() == (1, first)
+    run.truncate_metrics(1)
+    if damage != "not renamed":
+        assert caplog.messages == ["the checkpoint of step 2 is damaged: it is left out"]
     run.save_checkpoint(2, put("again"))
     assert run.latest_checkpoint() == (2, second)
+    assert sorted((run.folder / "checkpoints").iterdir()) == [first, second]
+
+
+@settings(max_examples=150)
+@given(data=st.data())
+def test_no_flipped_bit_goes_unnoticed(
+    tmp_path_factory: pytest.TempPathFactory, data: st.DataObject
+) -> None:
+    folder = tmp_path_factory.mktemp("sealed")
+    (folder / "deep").mkdir()
+    (folder / "deep" / "a.bin").write_bytes(b"weights")
+    (folder / "b.json").write_text('{"step": 3}')
+    durable.seal(folder)
+    assert durable.is_sealed(folder)
+    files = [path for path in sorted(folder.rglob("*")) if path.is_file()]
+    path = data.draw(st.sampled_from(files))
+    content = bytearray(path.read_bytes())
+    content[data.draw(st.integers(0, len(content) - 1))] ^= 1 << data.draw(st.integers(0, 7))
+    path.write_bytes(content)
+    assert not durable.is_sealed(folder)
+
+
+def test_a_checkpoint_that_cannot_be_read_is_not_thrown_away(
+    run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kept = run.save_checkpoint(1, put("good"))
+    for number in (errno.EACCES, errno.EIO):
+        with monkeypatch.context() as m, pytest.raises(RecipeError) as caught:
+            m.setattr(durable, "_matches", fail_with(number))
+            run.latest_checkpoint()
+        assert "cannot be read" in str(caught.value) and "restore access" in str(caught.value)
+    assert run.latest_checkpoint() == (1, kept)
 
 
 def test_a_checkpoint_that_fails_leaves_the_last_one(run: Run) -> None:

@@ -12,6 +12,7 @@ import errno
 import hashlib
 import json
 import os
+import re
 import shutil
 import sys
 from collections.abc import Iterable
@@ -20,7 +21,11 @@ from typing import Any
 
 MANIFEST = "manifest.json"
 TEMPORARY_PREFIX = ".tmp-"
-_FULL = (errno.ENOSPC, errno.EDQUOT)
+_DISK = (
+    errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS, errno.EACCES, errno.EPERM,
+)  # fmt: skip
+_WRONG = (errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG, errno.ELOOP, errno.EINVAL)
+_TOLD = re.compile(r"\(os error (\d+)\)")
 _SMALLEST_USEFUL_BYTES = 1 << 16
 
 
@@ -48,6 +53,29 @@ def sync_folder(folder: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def first_missing(path: Path) -> Path | None:
+    """The outermost folder that `make_folder(path)` would make; None when all exist."""
+    missing = [folder for folder in (path, *path.parents) if not folder.exists()]
+    return missing[-1] if missing else None
+
+
+def make_folder(path: Path) -> None:
+    """Make a folder and those above it, in a way that survives a power cut. Raises OSError."""
+    outermost = first_missing(path)
+    path.mkdir(parents=True, exist_ok=True)
+    if outermost is not None:
+        for folder in (path, *path.parents):
+            sync_folder(folder.parent)
+            if folder == outermost:
+                break
+
+
+def flush_file(path: Path) -> None:
+    """Make what was written to `path` survive a power cut. Raises OSError."""
+    with path.open("rb") as file:
+        os.fsync(file.fileno())
 
 
 def append_lines(path: Path, rows: Iterable[object]) -> None:
@@ -97,12 +125,19 @@ def seal(folder: Path) -> None:
 
 
 def is_sealed(folder: Path) -> bool:
-    """True when `folder` holds exactly what its manifest says, byte for byte."""
+    """True when `folder` holds exactly what its manifest says, byte for byte.
+
+    Raises OSError where that cannot be found out (no permission, a failing disk).
+    """
     try:
         files: dict[str, list[Any]] = json.loads((folder / MANIFEST).read_bytes())["files"]
         return all(_matches(folder / name, *entry) for name, entry in files.items())
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
-        return False  # no manifest, or one that was damaged
+    except (ValueError, KeyError, TypeError, AttributeError):
+        return False  # a damaged manifest
+    except OSError as error:
+        if error.errno in _WRONG:  # no manifest, or a file of it is missing
+            return False
+        raise
 
 
 def _matches(path: Path, size: int, digest: str) -> bool:
@@ -124,18 +159,33 @@ def discard(folder: Path) -> None:
     if not folder.exists():
         return
     doomed = folder.with_name(f"{TEMPORARY_PREFIX}old-{folder.name}")
-    shutil.rmtree(doomed, ignore_errors=True)
+    remove(doomed)
     folder.replace(doomed)
-    shutil.rmtree(doomed, ignore_errors=True)
+    remove(doomed)
 
 
-def is_disk_full(error: BaseException, folder: Path) -> bool:
-    """True when `error` came from a full disk, also where a library hid the OSError."""
+def remove(path: Path) -> None:
+    """Remove a folder with all that is in it as far as that can be done, or a file."""
+    if path.is_dir():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def disk_errno(error: BaseException, folder: Path) -> int | None:
+    """The errno of the disk's fault behind `error`, also where a library hid it; None when it was
+    no fault of the disk of `folder`."""
     if isinstance(error, OSError):
-        return error.errno in _FULL
-    if "No space left on device" in str(error):  # safetensors
-        return True
+        return error.errno or errno.EIO
+    seen: BaseException | None = error
+    while seen is not None:
+        told = _TOLD.search(str(seen))  # safetensors
+        number = seen.errno if isinstance(seen, OSError) else int(told[1]) if told else None
+        if number in _DISK:
+            return number
+        seen = seen.__cause__ or seen.__context__
     try:
-        return shutil.disk_usage(folder).free < _SMALLEST_USEFUL_BYTES  # torch gives no reason
+        free = shutil.disk_usage(folder).free
     except OSError:  # the folder is gone
-        return False
+        return None
+    return errno.ENOSPC if free < _SMALLEST_USEFUL_BYTES else None  # torch gives no reason

@@ -10,8 +10,10 @@ import os
 import platform
 import subprocess
 import sys
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 from forethought import __version__
 
@@ -82,13 +84,19 @@ def load_average() -> float | None:
         return None
 
 
+def num_threads() -> int:
+    """Threads that compute: what OMP_NUM_THREADS says, else one for each usable core."""
+    told = os.environ.get("OMP_NUM_THREADS", "")
+    return int(told) if told.isdigit() and int(told) else usable_cores()
+
+
 def versions() -> dict[str, str | None]:
     """Versions that decide what a run computes; None for what is not installed."""
     found: dict[str, str | None] = {
         "forethought": __version__,
         "python": sys.version.split()[0],
     }
-    for package in ("torch", "transformers", "tokenizers"):
+    for package in ("torch", "transformers", "tokenizers", "numba"):
         try:
             found[package] = importlib.metadata.version(package)
         except importlib.metadata.PackageNotFoundError:
@@ -110,6 +118,30 @@ def source_commit() -> str | None:
     except (OSError, subprocess.TimeoutExpired):
         return None
     return answer.stdout.strip() or None
+
+
+def what_changed(info: Mapping[str, Any]) -> str:
+    """What decides the bits of a result and is other than in `info`, the run.json of a run, as in
+    "torch 2.9.0 (now 2.9.1), threads 2 (now 1)"; empty when nothing is."""
+    machine = asdict(describe_machine())
+    before = {
+        "cpu": info["machine"]["cpu"],
+        "cpu features": " ".join(info["machine"]["cpu_features"]),
+        **info["versions"],
+        **{name: info[name] for name in ("threads", "commit") if info.get(name)},
+    }
+    now = {
+        "cpu": machine["cpu"],
+        "cpu features": " ".join(machine["cpu_features"]),
+        **versions(),
+        "threads": num_threads(),
+        "commit": source_commit(),
+    }
+    return ", ".join(
+        f"{name} {before[name]} (now {now[name]})"
+        for name in now
+        if name in before and before[name] != now[name]
+    )
 
 
 def _cpu_name_and_flags() -> tuple[str, frozenset[str]]:

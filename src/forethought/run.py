@@ -15,41 +15,56 @@ One process writes a run at a time. Nothing here knows of models: a stage writes
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import json
+import logging
 import math
 import os
 import shutil
-import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
 from types import TracebackType
-from typing import IO, Any, Self
+from typing import IO, Any, Self, TypeVar
 
+from forethought.checkpoints import (
+    Checkpoint,
+    checkpoints,
+    keep_of,
+    newest_good,
+    prune,
+    write_checkpoint,
+)
 from forethought.durable import (
     TEMPORARY_PREFIX,
     append_lines,
     discard,
-    is_disk_full,
-    is_sealed,
+    disk_errno,
+    first_missing,
+    flush_file,
     keep_lines_until,
+    make_folder,
     read_lines,
-    replace_folder,
-    seal,
+    remove,
+    sync_folder,
     write_atomic,
 )
 from forethought.errors import RecipeError, TrainingStopped
-from forethought.machine import describe_machine, source_commit, versions
+from forethought.locks import LOCK, hold_lock
+from forethought.machine import describe_machine, num_threads, source_commit, versions
 
 FORMAT = 1
 METRICS, TRANSCRIPTS = "metrics.jsonl", "transcripts.jsonl"
 EXAMPLES = "examples.jsonl"
 WARNINGS = "warnings.jsonl"
-_LOCK = ".lock"
+BAD_BATCHES = "bad_batches"  # a folder
+_LINES = (METRICS, TRANSCRIPTS, EXAMPLES, WARNINGS)
+_FULL = (errno.ENOSPC, errno.EDQUOT)
+
+logger = logging.getLogger("forethought")
+T = TypeVar("T")
 
 
 class Run:
@@ -60,12 +75,12 @@ class Run:
     ...     run.save_checkpoint(1, lambda folder: save_state(folder))
     """
 
-    def __init__(self, folder: Path, info: Mapping[str, Any], lock: IO[str], keep: int) -> None:
+    def __init__(self, folder: Path, info: Mapping[str, Any], lock: IO[str]) -> None:
         """Not for callers: `Run.create` and `Run.open` make one."""
         self.folder = folder
         self.info = info
         self._lock = lock
-        self._keep = keep
+        self._keep = keep_of(self.recipe_text)
 
     @classmethod
     def create(
@@ -77,17 +92,17 @@ class Run:
         seed: int,
         command: Sequence[str],
         name: str = "",
-        keep: int = 2,
     ) -> Self:
-        """Start a run in a new or empty folder, keeping the last `keep` checkpoints.
+        """Start a run in a new or empty folder.
 
-        Raises RecipeError when the folder holds something or cannot be written; nothing is left.
+        `recipe_text` says which checkpoints to keep. Raises RecipeError when the folder holds
+        something or cannot be written; nothing is left.
         """
         path = Path(folder).expanduser()
         made = None
         try:
-            made = _first_missing(path)
-            path.mkdir(parents=True, exist_ok=True)
+            made = first_missing(path)
+            make_folder(path)
             _refuse_used(path)
             info = _new_info(stage, recipe_text, seed, command, name or path.resolve().name)
             lock = _begin(path, info)
@@ -95,10 +110,10 @@ class Run:
             if made is not None:
                 shutil.rmtree(made, ignore_errors=True)
             raise _unusable(path, error) from error
-        return cls(path, info, lock, keep)
+        return cls(path, info, lock)
 
     @classmethod
-    def open(cls, folder: str | Path, *, keep: int = 2) -> Self:
+    def open(cls, folder: str | Path) -> Self:
         """Open a run to continue it. Raises RecipeError when it is none, or is being written."""
         path = Path(folder).expanduser()
         try:
@@ -108,7 +123,7 @@ class Run:
                     f"run folder '{path}' has format {info['format']} and this version reads"
                     f" {FORMAT}: start a new run"
                 )
-            lock = _lock(path)
+            lock = hold_lock(path)
             _remove_leftovers(path)
             if not (path / "recipe.toml").exists():  # killed while it was created
                 write_atomic(path / "recipe.toml", info["recipe"])
@@ -121,7 +136,7 @@ class Run:
             raise _unusable(path, error) from error
         except (KeyError, TypeError, UnicodeDecodeError, json.JSONDecodeError) as error:
             raise RecipeError(f"'{path / 'run.json'}' is damaged: start a new run") from error
-        return cls(path, info, lock, keep)
+        return cls(path, info, lock)
 
     @property
     def recipe_text(self) -> str:
@@ -156,50 +171,49 @@ class Run:
         Call it with the step of the checkpoint a run resumes from (0 when there is none): the
         folder then goes on as if the run had never been interrupted.
         """
-        for name in (METRICS, TRANSCRIPTS, EXAMPLES, WARNINGS):
-            self._guard(name, partial(keep_lines_until, self.folder / name, after_step))
-        for step, folder in self._checkpoints():
+        for name in _LINES:
+            self.guard(name, partial(keep_lines_until, self.folder / name, after_step))
+        for step, folder in checkpoints(self._parent):
             if step > after_step:
-                self._guard(folder.name, partial(discard, folder))
+                logger.warning("the checkpoint of step %d is damaged: it is left out", step)
+                self.guard(folder.name, partial(discard, folder))
+        self.guard("checkpoints", self._prune)  # a kill may have come before it was done
 
     def write_json(self, name: str, content: object) -> Path:
         """Write `content` as the JSON file `name` in the run folder, atomically."""
         path = self.folder / name
         text = json.dumps(content, indent=1, allow_nan=False) + "\n"
-        self._guard(name, lambda: write_atomic(path, text))
+        self.guard(name, lambda: write_atomic(path, text))
         return path
 
     def save_checkpoint(self, step: int, write: Callable[[Path], None]) -> Path:
         """Let `write` fill a folder, which becomes the checkpoint of `step` at once or not at all.
 
-        Older checkpoints beyond the number to keep are removed after that. Raises TrainingStopped
-        when the disk is full or cannot be written; what `write` itself raises passes through.
+        Before it counts, the metrics that lead to it are flushed to disk. Checkpoints that the
+        recipe does not keep are removed after that. Raises TrainingStopped when the disk is full or
+        cannot be written; what `write` itself raises passes through.
         """
-        parent = self.folder / "checkpoints"
-        temporary = parent / f"{TEMPORARY_PREFIX}step_{step:06d}"
-        target = parent / f"step_{step:06d}"
 
-        def save() -> None:
-            shutil.rmtree(temporary, ignore_errors=True)
-            temporary.mkdir(parents=True)
-            write(temporary)
-            seal(temporary)
-            replace_folder(temporary, target)
-            for _, old in self._checkpoints()[: -self._keep]:
-                discard(old)
+        def save() -> Path:
+            self._flush_lines()
+            path = write_checkpoint(self._parent, step, write)
+            self._prune()
+            return path
 
+        return self.guard(f"checkpoint of step {step}", save)
+
+    def latest_checkpoint(self) -> Checkpoint | None:
+        """(step, folder) of the last checkpoint whose files are all there and undamaged, or None.
+
+        Raises RecipeError when one cannot be read.
+        """
         try:
-            self._guard(f"checkpoint of step {step}", save)
-        finally:
-            shutil.rmtree(temporary, ignore_errors=True)
-        return target
-
-    def latest_checkpoint(self) -> tuple[int, Path] | None:
-        """The last checkpoint whose files are all there and undamaged, or None."""
-        for step, path in reversed(self._checkpoints()):
-            if is_sealed(path):
-                return step, path
-        return None
+            return newest_good(self._parent)
+        except OSError as error:
+            raise RecipeError(
+                f"checkpoint file '{error.filename}' cannot be read ({_reason(error)}): restore"
+                " access, or remove its folder to go on from the checkpoint before"
+            ) from error
 
     def close(self) -> None:
         """Let another process write the run."""
@@ -218,23 +232,33 @@ class Run:
 
     def _append(self, name: str, what: str, rows: Iterable[Mapping[str, Any]]) -> None:
         lines = [finite(row) for row in rows]
-        self._guard(what, lambda: append_lines(self.folder / name, lines))
+        self.guard(what, lambda: append_lines(self.folder / name, lines))
 
-    def _checkpoints(self) -> list[tuple[int, Path]]:
-        paths = (self.folder / "checkpoints").glob("step_*")
-        return sorted((int(path.name[5:]), path) for path in paths if path.name[5:].isdigit())
+    @property
+    def _parent(self) -> Path:
+        return self.folder / "checkpoints"
 
-    def _guard(self, what: str, write: Callable[[], None]) -> None:
-        """Turn a disk that cannot be written into TrainingStopped."""
+    def _prune(self) -> None:
+        prune(self._parent, self._keep)
+
+    def _flush_lines(self) -> None:
+        for path in [self.folder / name for name in _LINES]:
+            if path.exists():
+                flush_file(path)
+        sync_folder(self.folder)
+
+    def guard(self, what: str, write: Callable[[], T]) -> T:
+        """What `write` returns. A disk that cannot be written becomes TrainingStopped, a sentence
+        that says how to go on."""
         try:
-            write()
+            return write()
         except Exception as error:  # libraries hide a full disk in errors of their own
-            full = is_disk_full(error, self.folder)
-            if not full and not isinstance(error, OSError):
+            number = disk_errno(error, self.folder)
+            if number is None:
                 raise
-            reason = "the disk is full" if full else _reason(error)
+            reason = "the disk is full" if number in _FULL else os.strerror(number).lower()
             # The command line tells a disk's fault from a stage's by the cause.
-            cause = error if isinstance(error, OSError) else OSError(errno.ENOSPC, str(error))
+            cause = error if isinstance(error, OSError) else OSError(number, str(error))
             raise TrainingStopped(
                 f"could not write the {what} to '{self.folder}' ({reason}): make room or restore"
                 f" access, then continue with --resume {self.folder}"
@@ -253,6 +277,7 @@ def _new_info(
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
         "versions": versions(),
         "machine": asdict(describe_machine()),
+        "threads": num_threads(),
         "commit": source_commit(),
         "recipe": recipe_text,
     }
@@ -275,7 +300,7 @@ def _refuse_used(path: Path) -> None:
             " or give run_dir another folder"
         )
     names = {entry.name for entry in path.iterdir()}
-    if any(name != _LOCK and not name.startswith(TEMPORARY_PREFIX) for name in names):
+    if any(name != LOCK and not name.startswith(TEMPORARY_PREFIX) for name in names):
         raise RecipeError(
             f"run_dir '{path}' is not empty and holds no run: give run_dir a new folder"
         )
@@ -283,57 +308,26 @@ def _refuse_used(path: Path) -> None:
 
 def _begin(path: Path, info: Mapping[str, Any]) -> IO[str]:
     """Write the first files of a run into a free folder, or leave it free. Returns the lock."""
-    lock = _lock(path)
+    lock = hold_lock(path)
+    if (path / "run.json").exists():  # another process was faster, and is done already
+        lock.close()
+        _refuse_used(path)
     try:
+        _remove_leftovers(path)
         write_atomic(path / "run.json", json.dumps(info, indent=1) + "\n")
         write_atomic(path / "recipe.toml", info["recipe"])
     except OSError:
         lock.close()
-        for name in (_LOCK, "run.json", "recipe.toml"):
+        for name in (LOCK, "run.json", "recipe.toml"):
             (path / name).unlink(missing_ok=True)
         raise
     return lock
 
 
-def _lock(path: Path) -> IO[str]:
-    """Hold the run against other processes.
-
-    A record lock: it dies with this process and forked workers do not inherit it, so that a killed
-    run can be resumed while its orphans are still ending.
-    """
-    file = (path / _LOCK).open("a+", encoding="utf-8")
-    if sys.platform == "win32":
-        return file
-    import fcntl
-
-    try:
-        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
-        file.seek(0)
-        owner = file.read().strip() or "unknown"
-        file.close()
-        raise RecipeError(
-            f"run folder '{path}' is being written by process {owner}: wait for it or stop it"
-        ) from error
-    with contextlib.suppress(OSError):  # the number is a courtesy, a full disk shows itself later
-        os.truncate(file.fileno(), 0)
-        os.write(file.fileno(), str(os.getpid()).encode())
-    return file
-
-
 def _remove_leftovers(path: Path) -> None:
-    for folder in (path, path / "checkpoints"):
-        for entry in folder.glob(f"{TEMPORARY_PREFIX}*"):
-            if entry.is_dir():
-                shutil.rmtree(entry, ignore_errors=True)
-            else:
-                entry.unlink(missing_ok=True)
-
-
-def _first_missing(path: Path) -> Path | None:
-    """The outermost folder that mkdir will make for `path`; None when all exist."""
-    missing = [folder for folder in (path, *path.parents) if not folder.exists()]
-    return missing[-1] if missing else None
+    for folder in (path, path / "checkpoints", path / BAD_BATCHES):
+        for entry in folder.glob(f".*{TEMPORARY_PREFIX[1:]}*"):  # of models too: .model.tmp-1f3a
+            remove(entry)
 
 
 def _reason(error: BaseException) -> str:
@@ -342,7 +336,7 @@ def _reason(error: BaseException) -> str:
 
 
 def _unusable(path: Path, error: OSError) -> RecipeError:
-    reason = "the disk is full" if is_disk_full(error, path) else _reason(error)
+    reason = "the disk is full" if error.errno in _FULL else _reason(error)
     return RecipeError(
         f"run_dir '{path}' cannot be written ({reason}): give a folder you may write to"
     )

@@ -33,6 +33,19 @@ class RecipeBase(Section):
     dtype: DType = "auto"
     checkpoint_every: PositiveInt = 100
     """Steps between checkpoints; the last step always has one."""
+    keep_checkpoints: PositiveInt = 2
+    """So many of the newest stay."""
+    keep_every: PositiveInt | None = None
+    """Those of steps divisible by it stay too."""
+
+    @model_validator(mode="after")
+    def _kept_are_made(self) -> RecipeBase:
+        if self.keep_every is not None and self.keep_every % self.checkpoint_every:
+            raise ValueError(
+                f"keep_every={self.keep_every} must be a multiple of "
+                f"checkpoint_every={self.checkpoint_every}"
+            )
+        return self
 
     @model_validator(mode="after")
     def _warmup_fits(self) -> RecipeBase:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from forethought.cli.console import Progress, format_seconds, note, print_json, show_warnings
-from forethought.cli.train import shown_fields
+from forethought.cli.train import note_differences, shown_fields
 from forethought.errors import EngineError, RecipeError, UserError
 
 if TYPE_CHECKING:
@@ -85,6 +85,7 @@ def _open(folder: Path) -> tuple[RlRecipe, Run]:
 
     run = Run.open(folder)
     try:
+        note_differences(run)
         data = tomllib.loads(run.recipe_text) | {"run_dir": str(run.folder)}
         return _require_rl(parse_recipe(data)), run
     except UserError:

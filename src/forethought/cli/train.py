@@ -13,6 +13,7 @@ import typer
 from forethought.cli.console import Progress, format_seconds, note, print_json, show_warnings
 from forethought.cli.preflight import check_command, preflight_of, show_preflight
 from forethought.errors import EngineError, RecipeError, UserError
+from forethought.machine import what_changed
 
 if TYPE_CHECKING:
     from forethought.config import AnyRecipe
@@ -59,8 +60,12 @@ def train_command(
         import tomllib
 
         if set_:
-            raise RecipeError("--set cannot change a run that is resumed; start a new one")
+            raise RecipeError(
+                f"--set {set_[0]} cannot change a run that is resumed; leave it out, or start a new"
+                " run with it"
+            )
         run = Run.open(resume)
+        note_differences(run)
         # the folder may have been moved since
         parsed = parse_recipe(tomllib.loads(run.recipe_text) | {"run_dir": str(run.folder)})
     else:
@@ -120,6 +125,14 @@ def run_with_progress(recipe: AnyRecipe, run: Run, *, quiet: bool, is_new: bool)
             if is_new:
                 discard_unused(run)
             raise
+
+
+def note_differences(run: Run) -> None:
+    """Say in a line each what keeps a resumed run from ending as an unbroken one would."""
+    if changed := what_changed(run.info):
+        note(f"results may differ in their last bits: the run began with {changed}")
+    if (run.folder / "recipe.toml").read_text(encoding="utf-8") != run.recipe_text:
+        note(f"changes of {run.folder / 'recipe.toml'} have no effect on a run that has begun")
 
 
 def shown_fields(metrics: Mapping[str, float]) -> dict[str, str]:

@@ -31,7 +31,8 @@ def save_state(
     # named_parameters names tied weights once, as safetensors wants it
     weights = {name: p.detach().contiguous() for name, p in model.named_parameters()}
     save_file(weights, folder / _WEIGHTS)
-    torch.save([o.state_dict() for o in optimizers], folder / _OPTIMIZER)
+    with (folder / _OPTIMIZER).open("wb") as file:  # so that a full disk is told as an OSError
+        torch.save([o.state_dict() for o in optimizers], file)
     (folder / _COUNTERS).write_text(json.dumps(dict(counters)))
 
 
@@ -44,6 +45,11 @@ def load_state(folder: Path, model: PreTrainedModel, optimizers: Optimizers) -> 
     states = torch.load(folder / _OPTIMIZER, weights_only=True, map_location=model.device)
     for optimizer, state in zip(optimizers, states, strict=True):
         optimizer.load_state_dict(state)
+    return load_counters(folder)
+
+
+def load_counters(folder: Path) -> dict[str, float]:
+    """The counters that `save_state` wrote, without the rest."""
     counters: dict[str, float] = json.loads((folder / _COUNTERS).read_text())
     return counters
 

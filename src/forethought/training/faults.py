@@ -16,7 +16,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from forethought.run import Run, finite
+from forethought.run import BAD_BATCHES, Run, finite
 from forethought.training.batch import Batch
 from forethought.training.strips import Row
 
@@ -73,7 +73,7 @@ def report_fault(
 
     `describe` holds what is known of every packed row. A run keeps the first few such files.
     """
-    folder = run.folder / "bad_batches"
+    folder = run.folder / BAD_BATCHES
     name = f"step_{step:06d}.json"
     if len({path.name for path in folder.glob("step_*.json")} - {name}) >= _MAX_FILES:
         return

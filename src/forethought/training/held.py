@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from random import Random
+from typing import Any
 
 from pydantic import TypeAdapter
 
@@ -95,10 +96,14 @@ def minibatch(held: Held, recipe: RlRecipe, step: int) -> list[int]:
 
 
 def save_held(folder: Path, held: Held | None) -> None:
-    """Write the batch that is in use into a checkpoint's folder; nothing when there is none."""
+    """Write the batch that is in use into a checkpoint's folder; nothing when there is none.
+
+    The same batch makes the same bytes: what the clock said of its grades is left out.
+    """
     if held is not None:
-        content = json.dumps(_ADAPTER.dump_python(held, mode="json"))
-        (folder / _FILE).write_text(content, encoding="utf-8")
+        content = _ADAPTER.dump_python(held, mode="json", exclude=_CLOCKS)
+        content["kept"].sort()
+        (folder / _FILE).write_text(json.dumps(content), encoding="utf-8")
 
 
 def load_held(folder: Path) -> Held | None:
@@ -109,4 +114,5 @@ def load_held(folder: Path) -> Held | None:
     return _ADAPTER.validate_python(json.loads(path.read_text(encoding="utf-8")))
 
 
+_CLOCKS: Any = {"rollouts": {"__all__": {"grade": {"seconds"}}}}
 _ADAPTER: TypeAdapter[Held] = TypeAdapter(Held)

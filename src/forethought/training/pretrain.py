@@ -64,7 +64,8 @@ def run_pretrain(recipe: PretrainRecipe, run: Run, on_step: OnStep | None = None
         on_step=watched(run, recipe, on_step),
     )
     card = model_card(recipe, run, model, totals)
-    save_model(model, tokenizer, run.folder / "model", dtype="bfloat16", card=card)
+    target = run.folder / "model"
+    run.guard("model", lambda: save_model(model, tokenizer, target, dtype="bfloat16", card=card))
     return totals
 
 

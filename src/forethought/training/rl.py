@@ -86,7 +86,7 @@ def run_rl(
         save_extra=save_extra,
         load_extra=load_extra,
     )
-    save_model(learner.policy, learner.tokenizer, run.folder / "model")
+    run.guard("model", lambda: save_model(learner.policy, learner.tokenizer, run.folder / "model"))
     return totals
 
 

@@ -15,6 +15,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from random import Random
 from statistics import fmean
+from typing import Any
 
 from pydantic import TypeAdapter
 
@@ -58,8 +59,8 @@ class Selection:
 
 
 def save_selection(folder: Path, state: Selection) -> None:
-    """Write the state into a checkpoint's folder."""
-    content = json.dumps(_ADAPTER.dump_python(state, mode="json"))
+    """Write the state into a checkpoint's folder; the same state makes the same bytes."""
+    content = json.dumps(_ADAPTER.dump_python(state, mode="json", exclude=_CLOCKS))
     (folder / _FILE).write_text(content, encoding="utf-8")
 
 
@@ -68,6 +69,8 @@ def load_selection(folder: Path) -> Selection:
     return _ADAPTER.validate_python(json.loads((folder / _FILE).read_text(encoding="utf-8")))
 
 
+# what the clock said of grades
+_CLOCKS: Any = {"buffer": {"__all__": {"rollouts": {"__all__": {"grade": {"seconds"}}}}}}
 _ADAPTER: TypeAdapter[Selection] = TypeAdapter(Selection)
 
 

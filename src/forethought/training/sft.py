@@ -69,7 +69,7 @@ def run_sft(recipe: SftRecipe, run: Run, on_step: OnStep | None = None) -> Metri
         checkpoint_every=recipe.checkpoint_every,
         on_step=watched(run, recipe, on_step),
     )
-    save_model(model, tokenizer, run.folder / "model")
+    run.guard("model", lambda: save_model(model, tokenizer, run.folder / "model"))
     return totals
 
 

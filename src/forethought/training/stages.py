@@ -11,6 +11,7 @@ from forethought.config import AnyRecipe, dump_recipe
 from forethought.models.resolve import resolve
 from forethought.run import Run
 from forethought.schema import PipelineRecipe, PretrainRecipe, RlRecipe, SftRecipe
+from forethought.training.checkpoint import load_counters
 from forethought.training.loop import Metrics, OnStep
 
 if TYPE_CHECKING:
@@ -106,15 +107,23 @@ def _run_pipeline(
     done = 0
     for name in recipe.order:
         stage = recipe.stages[name]
-        if not _saved_model(stage).exists():
-            folder = Path(stage.run_dir)
-            is_started = (folder / "run.json").exists()
-            opened = Run.open(folder) if is_started else start_run(stage, run.info["command"])
-            with opened as inner:
+        folder = Path(stage.run_dir)
+        is_started = (folder / "run.json").exists()
+        opened = Run.open(folder) if is_started else start_run(stage, run.info["command"])
+        with opened as inner:
+            if _saved_model(stage).exists():
+                found = _stored_totals(inner)
+            else:
                 found = run_stage(stage, inner, _shifted(on_step, done), on_preflight)
-            totals |= {f"{name}/{key}": value for key, value in found.items()}
+        totals |= {f"{name}/{key}": value for key, value in found.items()}
         done += stage.num_steps
     return totals
+
+
+def _stored_totals(run: Run) -> Metrics:
+    """The totals of a stage that is done, by its last checkpoint; none where that was removed."""
+    found = run.latest_checkpoint()
+    return load_counters(found[1]) if found else {}
 
 
 def _check(stage: PretrainRecipe | SftRecipe | RlRecipe) -> None:
