@@ -7,7 +7,8 @@ problems of a family, and rewriting problems with up to four irrelevant sentence
 has not learned to work out a problem past such sentences. It has seen the prompts of the variants
 `instructed` and `keep_original`, on clean problems. Part FAMILY-SEED, of seeds 0 to 2, trains a
 subject of its own and measures it on 500 held-out problems with three irrelevant sentences, stories
-also with one and with two. The oracle answers the problem without them. Writes
+also with one and with two. Part quickstart-SEED is of the model of the quickstart recipe, which has
+seen such sentences in pretraining. The oracle answers the problem without them. Writes
 docs/results/s2a.json.
 """
 
@@ -21,7 +22,7 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
-from bench_strategies import average, measure, table
+from bench_strategies import average, measure, table, trained_model
 from forethought.models.load import load_model
 from forethought.sampling.local import LocalEngine
 from forethought.strategies.system2_attention import PROMPTS
@@ -34,6 +35,7 @@ from record import write_result
 PARTS = Path(__file__).resolve().parent.parent / "runs" / "bench-s2a"
 SEEDS, PROBLEMS = range(3), 500
 STEPS = {"story": 400, "sum": 300, "equation": 200, "rule": 200}
+SUBJECTS = (*STEPS, "quickstart")
 TOP_DIFFICULTY = {"story": 4, "sum": 4, "equation": 3, "rule": 2}  # of the documents
 NUM_SENTENCES = {"story": (1, 2, 3)}
 DOCUMENTS_PER_STEP, MAX_SENTENCES = 32, 4
@@ -119,8 +121,11 @@ schedule = "linear"
 
 
 def run_part(part: str) -> Raw:
-    family, seed = part.split("-")[0], int(part.split("-")[1])
-    loaded = load_model(trained_subject(family, seed), dtype="float32")
+    subject, seed = part.split("-")[0], int(part.split("-")[1])
+    is_ours = subject in STEPS
+    family = subject if is_ours else "story"
+    model = trained_subject(family, seed) if is_ours else trained_model()
+    loaded = load_model(model, dtype="float32")
     engine = LocalEngine(loaded.model, loaded.tokenizer)
     found = {}
     for count in NUM_SENTENCES.get(family, (3,)):
@@ -133,13 +138,13 @@ def run_part(part: str) -> Raw:
 
 def write(parts: dict[str, Raw]) -> None:
     summary: dict[str, Any] = {}
-    for family in STEPS:
-        group = [raw for part, raw in parts.items() if part.startswith(f"{family}-")]
+    for subject in SUBJECTS:
+        group = [raw for part, raw in parts.items() if part.startswith(f"{subject}-")]
         for name in group[0] if group else ():
             rows = average([raw[name] for raw in group])
             below = round(rows["oracle"]["accuracy"] - rows["s2a"]["accuracy"], 2)
             found = rows | {"below_oracle": below, "num_seeds": len(group)}
-            summary.setdefault(family, {})[name] = found
+            summary.setdefault(subject, {})[name] = found
     write_result(
         "s2a",
         command="python bench/bench_s2a.py --jobs 2",
@@ -150,5 +155,5 @@ def write(parts: dict[str, Raw]) -> None:
 
 
 if __name__ == "__main__":
-    every = [f"{family}-{seed}" for family in STEPS for seed in SEEDS]
-    run_parts(__file__, PARTS, every, run_part, write)
+    every = [f"{subject}-{seed}" for subject in SUBJECTS for seed in SEEDS]
+    run_parts(__file__, PARTS, every, run_part, write, first=trained_model)
