@@ -28,11 +28,17 @@ PRELOADED = [
     "forethought.training.sft",
     "forethought.training.pretrain",
     "transformers.models.llama",
+    "warm",
 ]
 RUN = "run"  # the run folder in a process's own folder
 _OWN = {"run.json", ".lock"}  # tell who wrote the run, and when
 NUM_STEPS = 9
 CHECKPOINT_EVERY = 3
+# Pays 0 or 1, so that the siblings of some groups are paid alike.
+MOSTLY_EVEN = """
+def mostly_even(completion_ids, **kwargs):
+    return [float(2 * sum(t % 2 == 0 for t in ids) > len(ids)) for ids in completion_ids]
+"""
 ONE_THREAD = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
 
 
@@ -42,13 +48,17 @@ def write_recipes(folder: Path) -> dict[str, Path]:
     # dropout draws from torch's own generator, which a resumed process starts anew
     config = json.loads((model / "config.json").read_text())
     (model / "config.json").write_text(json.dumps(config | {"attention_dropout": 0.2}))
-    (folder / "even.py").write_text(EVEN_REWARD)
+    (folder / "even.py").write_text(EVEN_REWARD + MOSTLY_EVEN)
     every = {"num_steps": NUM_STEPS, "checkpoint_every": CHECKPOINT_EVERY}
     schedule = {"learning_rate": 1e-2, "schedule": "cosine", "warmup_steps": 2}
     shared: dict[str, Any] = every | {"optimizer": schedule}
     measured = {"eval_problems": 2, "eval_samples": 1, "eval_every": 4}
     parts = {f"{folder}/even.py:even": 1.0, "format": 0.1}
-    learned: dict[str, Any] = measured | {"reward": {"parts": parts}}
+    # so few problems that they come again, and that some are skipped then
+    learned: dict[str, Any] = measured | {
+        "task": "sum:difficulty=1,size=20",
+        "reward": {"parts": parts},
+    }
     none = folder / "none"
     stages = {
         "sft": sft_tables(model, none, **shared),
@@ -64,6 +74,7 @@ def write_recipes(folder: Path) -> dict[str, Path]:
         # four updates a batch of rollouts: checkpoints 3 and 6 stand in the middle of one
         "reuse": stages["rl"] | {"num_iterations": 2, "minibatches": 2, "epsilon": 0.1},
         "select": stages["rl"]
+        | {"reward": {"parts": {f"{folder}/even.py:mostly_even": 1.0}}}
         | {"select": {"examples": "greso", "max_batches": 2, "replay_share": 0.25}},
         "pipeline": {
             "stage": "pipeline", "run_dir": str(none), "model": str(model), "order": ["sft", "rl"],

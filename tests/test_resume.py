@@ -40,7 +40,7 @@ from killer import (
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="needs SIGKILL")
 
 PATIENCE_SECONDS = 300  # a busy machine is no failure
-STAGES = ["rl", "reuse", "pretrain", "sft", "pipeline"]
+STAGES = ["rl", "reuse", "select", "pretrain", "sft", "pipeline"]
 Start = Callable[[str, Path], Fork]
 Snapshot = dict[str, bytes]
 
@@ -93,7 +93,7 @@ def finish(start: Start, stage: str, folder: Path) -> Snapshot:
 
 
 def test_the_unbroken_runs_are_worth_comparing(unbroken: dict[str, Snapshot]) -> None:
-    for stage in ("rl", "reuse", "pretrain", "sft"):
+    for stage in ("rl", "reuse", "select", "pretrain", "sft"):
         rows = metrics_of(unbroken[stage])
         # rl measures before step 1
         assert [row["step"] for row in rows] == list(range(stage in ("pretrain", "sft"), 10))
@@ -104,8 +104,10 @@ def test_the_unbroken_runs_are_worth_comparing(unbroken: dict[str, Snapshot]) ->
     assert unbroken["rl"]["transcripts.jsonl"].count(b"\n") == NUM_STEPS * 4
     assert len({row["loss/mean"] for row in metrics_of(unbroken["sft"])}) == NUM_STEPS
     assert "checkpoints/step_000006/rollouts.json" in unbroken["reuse"]
-    weights = {unbroken[stage]["model/model.safetensors"] for stage in ("rl", "reuse", "sft")}
-    assert len(weights) == 3
+    for name in ("select/skipped_frac", "select/replayed_frac", "select/batches"):
+        assert len({row[name] for row in metrics_of(unbroken["select"])[1:]}) > 1, name
+    models = [unbroken[stage]["model/model.safetensors"] for stage in [*STAGES[:3], "sft"]]
+    assert len(set(models)) == 4
     assert metrics_of(unbroken["pipeline"], "2-rl/metrics.jsonl")
 
 
@@ -114,6 +116,7 @@ def test_the_unbroken_runs_are_worth_comparing(unbroken: dict[str, Snapshot]) ->
 MOMENTS = [
     *[("rl", third) for third in range(3)],
     *[("reuse", third) for third in (1, 2)],
+    *[("select", third) for third in (1, 2)],
     ("pretrain", 1),
 ]
 
