@@ -46,7 +46,7 @@ from record import write_result
 
 ROOT = Path(__file__).resolve().parent.parent
 PEER = ROOT / ".bench" / "trl" / "bin" / "python"
-GROUPS, SIBLINGS, MAX_TOKENS, BATCHES = 4, 4, 24, 6
+GROUPS, SIBLINGS, MAX_TOKENS, BATCHES = 4, 4, 12, 6
 LIMIT = 1e-6
 
 
@@ -112,7 +112,7 @@ def build_learner(case: Case, folder: Path) -> Learner:
             "prompts_per_step": GROUPS,
             "group_size": SIBLINGS,
             "max_tokens": MAX_TOKENS,
-            "max_batch_tokens": 200,
+            "max_batch_tokens": 100,
             "num_iterations": 2 if case.spread else 1,
             "dtype": "float32",
             "optimizer": {"learning_rate": 1e-3},
