@@ -40,6 +40,7 @@ DOCS = Path(__file__).resolve().parent.parent / "docs"
 SHARED = set.intersection(*(set(stage.model_fields) for stage in STAGES.values()))
 TABLES = {
     "Optimizer": "[optimizer]",
+    "Lora": "[lora]",
     "Architecture": "[architecture]",
     "Mixture": "[mixture]",
     "Quality": "[mixture.quality]",

@@ -9,6 +9,7 @@ from pydantic import Field, model_validator
 from forethought.schema_tables import (
     Architecture,
     Fraction,
+    Lora,
     Mixture,
     Optimizer,
     PositiveInt,
@@ -18,6 +19,15 @@ from forethought.schema_tables import (
 )
 
 DType = Literal["auto", "float32", "bfloat16"]
+
+
+def _refuse_muon(optimizer: Optimizer, lora: Lora | None) -> None:
+    """Muon's step is made for a whole matrix, not for the factors of one."""
+    if lora is not None and optimizer.muon_learning_rate is not None:
+        raise ValueError(
+            f"optimizer.muon_learning_rate={optimizer.muon_learning_rate} is not for adapters; "
+            "leave it or [lora] out"
+        )
 
 
 class RecipeBase(Section):
@@ -77,6 +87,8 @@ class SftRecipe(RecipeBase):
     mixture: Mixture | None = None
     data: str | None = None
     """JSONL of {"prompt", "completion"} (TRL's prompt-completion format)."""
+    lora: Lora | None = None
+    """None trains every weight of the model."""
 
     @model_validator(mode="after")
     def _one_source(self) -> SftRecipe:
@@ -84,6 +96,11 @@ class SftRecipe(RecipeBase):
             raise ValueError("data is missing; give data (a JSONL path) or a [mixture] table")
         if self.mixture is not None and self.data is not None:
             raise ValueError(f"data={self.data!r} and [mixture] contradict each other; keep one")
+        return self
+
+    @model_validator(mode="after")
+    def _adapter_fits(self) -> SftRecipe:
+        _refuse_muon(self.optimizer, self.lora)
         return self
 
 

@@ -150,3 +150,18 @@ class Select(Section):
     """Share of a batch's groups that come from earlier batches."""
     replay_capacity: PositiveInt = 256
     """How many groups with signal are kept for that, the newest."""
+
+
+class Lora(Section):
+    """Low-rank adapters: W + alpha / rank * B A, where only A and B learn.
+
+    The defaults are those of "LoRA without regret" (Schulman et al. 2025).
+    """
+
+    rank: PositiveInt = 16
+    alpha: Annotated[float, Field(gt=0.0)] = 32.0
+    """Constant, so that the best learning rate hardly depends on the rank."""
+    dropout: Decay = 0.0
+    """Of the adapter's input, in supervised training."""
+    targets: Literal["all-linear"] | Annotated[list[str], Field(min_length=1)] = "all-linear"
+    """Names, or ends of names, of linear layers; by default all of them inside the blocks."""
