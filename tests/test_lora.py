@@ -6,6 +6,7 @@ import copy
 import json
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -24,11 +25,13 @@ from forethought.sampling import products
 from forethought.sampling.local import LocalEngine
 from forethought.schema_tables import Lora
 from forethought.training.batch import batch_logprobs, pack_batches, pairs_per_token
+from forethought.training.learner import build_learner
+from forethought.training.rl import train_step
 from forethought.training.stages import run_stage, start_run
 from forethought.training.strips import Row
 from forethought.types import Request, SamplingParams
 from model_families import make_model, tokenizer
-from tiny_runs import sft_tables, tiny_policy, tiny_tokenizer
+from tiny_runs import EVEN_REWARD, rl_tables, sft_tables, tiny_policy, tiny_tokenizer
 
 CONFIG = Lora(rank=4)
 IDS = torch.tensor([[5, 9, 11, 6, 40, 41], [7, 7, 8, 30, 5, 12]])
@@ -183,11 +186,12 @@ def test_chosen_targets_are_all_that_learns() -> None:
     assert {name.split(".")[-1] for name in adapted_layers(model)} == {"q_proj", "v_proj"}
 
 
+@pytest.mark.parametrize("tables", [sft_tables, rl_tables])
 def test_without_peft_a_recipe_is_refused_before_anything_loads(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tables: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, "peft", None)
-    recipe = parse_recipe(sft_tables(tmp_path / "none", tmp_path / "run", lora={"rank": 8}))
+    recipe = parse_recipe(tables(tmp_path / "none", tmp_path / "run", lora={"rank": 8}))
     with (
         pytest.raises(RecipeError, match=r"lora.rank=8 needs peft: pip install 'foreth.*\[lora\]'"),
         start_run(recipe, ["test"]) as run,
@@ -211,6 +215,11 @@ def test_without_peft_a_recipe_is_refused_before_anything_loads(
 def test_a_wrong_key_is_one_sentence(changes: dict[str, Any], problem: str) -> None:
     with pytest.raises(RecipeError, match=problem):
         parse_recipe(sft_tables(Path("model"), Path("run"), **changes))
+
+
+def test_dropout_has_no_place_in_rl() -> None:
+    with pytest.raises(RecipeError, match=r"lora\.dropout=0\.1 would train another policy"):
+        parse_recipe(rl_tables(Path("model"), Path("run"), lora={"dropout": 0.1}))
 
 
 # --- runs ---
@@ -311,3 +320,68 @@ def test_sft_with_an_adapter_resumes_to_the_same_bits(
     broken = train_in_two(tables | {"run_dir": str(tmp_path / "broken")}, monkeypatch)
     assert without_clock(broken) == without_clock(whole)
     assert files_of(tmp_path / "broken") == files_of(tmp_path / "whole")
+
+
+def even_tables(base: Path, folder: Path, **changes: Any) -> dict[str, Any]:
+    """RL that pays for even token ids, with an adapter."""
+    folder.mkdir()
+    (folder / "even.py").write_text(EVEN_REWARD)
+    reward = {"parts": {f"{folder}/even.py:even": 1.0}}
+    shared: dict[str, Any] = {"reward": reward, "lora": {"rank": 4}}
+    return rl_tables(base, folder / "run", **(shared | changes))
+
+
+def test_rl_trains_an_adapter_and_samples_what_it_learned(base: Path, tmp_path: Path) -> None:
+    tables = even_tables(
+        base,
+        tmp_path / "rl",
+        num_steps=20,
+        prompts_per_step=8,
+        kl_coefficient=0.01,
+        rollout_dtype="float32",
+        optimizer={"learning_rate": 2e-2},
+    )
+    metrics = train(tables)
+    rewards = [row["reward/mean"] for row in metrics]
+    assert sum(rewards[-3:]) > sum(rewards[:3]) + 0.3
+    assert max(row["policy/sampler_gap"] for row in metrics) < 1e-5
+    assert metrics[0]["policy/kl"] < 1e-6 < metrics[-1]["policy/kl"]
+    before = load_file(base / "model.safetensors")
+    after = load_file(tmp_path / "rl" / "run" / "model" / "model.safetensors")
+    changed = {name for name in before if not torch.equal(before[name], after[name])}
+    assert changed == {name for name in before if "_proj." in name}
+
+
+def test_the_kl_penalty_is_that_to_a_copy_of_the_starting_model(base: Path, tmp_path: Path) -> None:
+    """One step with the adapter switched off and one with a real second model agree."""
+    tables = even_tables(base, tmp_path / "a", kl_coefficient=0.5, rollout_dtype="float32")
+    recipe = parse_recipe(tables)
+    found = {}
+    for kind in ("free", "copy"):
+        with start_run(recipe.model_copy(update={"run_dir": str(tmp_path / kind)}), ["x"]) as run:
+            learner = build_learner(recipe, run)  # type: ignore[arg-type]
+            assert learner.reference is learner.policy
+            if kind == "copy":
+                learner = replace(learner, reference=load_model(str(base)).model)
+            learner.engine.update_weights(learner.policy, 0)
+            metrics = [train_step(learner, run, step) for step in (1, 2, 3)]
+            names = ("policy/kl", "loss/policy", "optim/grad_norm")
+            found[kind] = [tuple(m[name] for name in names) for m in metrics]
+    assert found["free"][-1][0] > 1e-4
+    for free, copied in zip(found["free"], found["copy"], strict=True):
+        assert free == pytest.approx(copied, abs=1e-6, rel=1e-4)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{"kl_coefficient": 0.1}, {"num_iterations": 3, "rollout_dtype": "int8"}],
+    ids=["kl", "reused"],
+)
+def test_rl_with_an_adapter_resumes_to_the_same_bits(
+    changes: dict[str, Any], base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tables = even_tables(base, tmp_path / "rl", **changes)
+    whole = train(tables)
+    broken = train_in_two(tables | {"run_dir": str(tmp_path / "broken")}, monkeypatch)
+    assert without_clock(broken) == without_clock(whole)
+    assert files_of(tmp_path / "broken") == files_of(tmp_path / "rl" / "run")

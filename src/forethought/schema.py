@@ -162,6 +162,7 @@ class RlRecipe(RecipeBase):
     top_entropy_quantile: Annotated[float, Field(gt=0.0, le=1.0)] = 1.0
     """Share of the tokens, those of highest entropy, that carry the policy gradient."""
     mask_truncated: bool = False
+    lora: Lora | None = None
     reward: Reward = Reward()
     select: Select = Select()
     preflight_problems: Annotated[int, Field(ge=0)] = 8
@@ -184,6 +185,16 @@ class RlRecipe(RecipeBase):
             raise ValueError(
                 f"eval_budget={self.eval_budget!r} goes with eval_strategy: name one, such as "
                 "majority:n=8, or remove it"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _adapter_fits(self) -> RlRecipe:
+        _refuse_muon(self.optimizer, self.lora)
+        if self.lora is not None and self.lora.dropout:
+            raise ValueError(
+                f"lora.dropout={self.lora.dropout} would train another policy than the one that "
+                "samples; remove it"
             )
         return self
 

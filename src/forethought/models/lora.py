@@ -1,8 +1,8 @@
 """Low-rank adapters beside a model's matrices, through peft (Hu et al. 2021, arXiv 2106.09685).
 
-W x becomes W x + alpha / rank * B A x, where only A (rank, in) and B (out, rank) learn. They are put
-into the model in place: its class stays, and everything that reaches into it goes on working.
-Who samples, and who opens the saved model, gets plain matrices W + alpha / rank * B A. W itself is
+W x becomes W x + alpha / rank * B A x, where only A (rank, in) and B (out, rank) learn. They stand
+in the model itself: its class stays, and everything that reaches into it goes on working. Who
+samples, and who opens the saved model, gets plain matrices W + alpha / rank * B A. W itself is
 never written to: merging and taking it out again would leave rounding behind.
 
 peft is an extra; it is imported where an adapter is made, saved or found.
@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedModel
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from forethought.errors import RecipeError
 from forethought.models.load import LoadedModel
@@ -45,11 +45,21 @@ def require_peft(config: Lora | None) -> None:
         ) from None
 
 
-def add_adapter(model: PreTrainedModel, config: Lora, *, seed: int) -> None:
+def adapt(loaded: LoadedModel, config: Lora | None, *, seed: int) -> None:
+    """Put an adapter into the model, where one is asked for."""
+    if config is not None:
+        base = loaded.spec if loaded.folder is None else str(loaded.folder.resolve())
+        add_adapter(loaded.model, config, seed=seed, base=base)
+
+
+def add_adapter(
+    model: PreTrainedModel, config: Lora, *, seed: int, base: str | None = None
+) -> None:
     """Put an adapter into `model`, in place, and freeze the rest. It changes nothing yet: B is 0.
 
-    A is drawn from `seed`. Raises RecipeError when a target is not in the model, or is something
-    other than a linear layer inside its blocks.
+    A is drawn from `seed`. `base` is the folder or hub id that the saved adapter will name. Raises
+    RecipeError when a target is not in the model, or is something other than a linear layer inside
+    its blocks.
     """
     from peft import LoraConfig, inject_adapter_in_model
 
@@ -59,6 +69,7 @@ def add_adapter(model: PreTrainedModel, config: Lora, *, seed: int) -> None:
         lora_dropout=config.dropout,
         target_modules=config.targets,
         task_type="CAUSAL_LM",
+        base_model_name_or_path=base,
     )
     with torch.random.fork_rng(), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # GPT-2 keeps its matrices transposed: peft sees to it
@@ -154,17 +165,16 @@ def without_adapter(model: PreTrainedModel) -> Iterator[PreTrainedModel]:
             layer.enable_adapters(True)
 
 
-def save_adapter(model: PreTrainedModel, folder: Path, *, base: str) -> None:
+def save_adapter(model: PreTrainedModel, folder: Path) -> None:
     """Write what `peft.PeftModel.from_pretrained(base_model, folder)` opens, all or nothing.
 
-    `base` is the folder or hub id of the model that the adapter belongs to. Raises ModelError.
+    Raises ModelError.
     """
     from peft.utils.save_and_load import get_peft_model_state_dict
     from safetensors.torch import save_file
 
     caller: Any = model
     config = copy.copy(caller.peft_config[_NAME])
-    config.base_model_name_or_path = base
     config.inference_mode = True
     config.target_modules = sorted(config.target_modules)
     state = get_peft_model_state_dict(model, adapter_name=_NAME)
@@ -175,14 +185,12 @@ def save_adapter(model: PreTrainedModel, folder: Path, *, base: str) -> None:
         save_file(weights, staging / "adapter_model.safetensors", metadata={"format": "pt"})
 
 
-def save_result(loaded: LoadedModel, folder: Path) -> None:
-    """Write what a stage made of `loaded` into its run folder.
+def save_result(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
+    """Write what a stage trained into its run folder.
 
-    `adapter/` where one was trained, then `model/`, with the adapter merged in. Raises ModelError.
+    `adapter/` where that was one, then `model/`, with the adapter merged in. Raises ModelError.
     """
-    model = loaded.model
     if adapted_layers(model):
-        base = loaded.spec if loaded.folder is None else str(loaded.folder.resolve())
-        save_adapter(model, folder / "adapter", base=base)
+        save_adapter(model, folder / "adapter")
         model = plain_copy(model)
-    save_model(model, loaded.tokenizer, folder / "model")
+    save_model(model, tokenizer, folder / "model")

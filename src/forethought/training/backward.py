@@ -14,6 +14,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from forethought.models.heads import Reading
+from forethought.models.lora import without_adapter
 from forethought.models.precision import compute_in
 from forethought.models.threads import fit_threads
 from forethought.schema import RlRecipe
@@ -76,8 +77,8 @@ def _loss(learner: Learner, batch: Batch, reading: Reading, sums: dict[str, floa
     sums["clipped_low"] += int(surrogate.low_clipped)
     sums["clipped_high"] += int(surrogate.high_clipped)
     if learner.reference is not None and recipe.kl_in == "loss":
-        with torch.no_grad():
-            reference = read(learner, learner.reference, batch).logprobs
+        with torch.no_grad(), without_adapter(learner.reference) as model:
+            reference = read(learner, model, batch).logprobs
         penalty = kl_penalty(
             recipe.kl_estimator,
             reading.logprobs,

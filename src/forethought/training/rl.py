@@ -16,7 +16,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from forethought.errors import BrokenModel, TrainingStopped
-from forethought.models.save import save_model
+from forethought.models.lora import save_result
 from forethought.run import Run
 from forethought.schema import RlRecipe
 from forethought.training.backward import backward
@@ -86,7 +86,7 @@ def run_rl(
         save_extra=save_extra,
         load_extra=load_extra,
     )
-    run.guard("model", lambda: save_model(learner.policy, learner.tokenizer, run.folder / "model"))
+    run.guard("model", lambda: save_result(learner.policy, learner.tokenizer, run.folder))
     return totals
 
 

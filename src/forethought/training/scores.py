@@ -8,6 +8,7 @@ from dataclasses import replace
 import torch
 from transformers import PreTrainedModel
 
+from forethought.models.lora import without_adapter
 from forethought.schema import RlRecipe
 from forethought.training.backward import batches_of, importance_cap, read
 from forethought.training.held import Scores, is_off_policy
@@ -111,7 +112,8 @@ def charge_rewards(learner: Learner, groups: Sequence[RolloutGroup]) -> list[Rol
         charges = [recipe.entropy_coefficient * sum(r.logprobs) for r in rollouts]
     if wants_kl:
         assert learner.reference is not None
-        reference, _ = read_rollouts(learner, learner.reference, rollouts)
+        with without_adapter(learner.reference) as model:
+            reference, _ = read_rollouts(learner, model, rollouts)
         for i, (rollout, theirs) in enumerate(zip(rollouts, reference, strict=True)):
             charges[i] += recipe.kl_coefficient * (sum(rollout.logprobs) - sum(theirs))
     charged = iter(

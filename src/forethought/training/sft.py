@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from forethought.models.load import context_of, load_model
-from forethought.models.lora import add_adapter, require_peft, save_result
+from forethought.models.lora import adapt, require_peft, save_result
 from forethought.run import Run
 from forethought.sampling.draw import stable_seed
 from forethought.schema import SftRecipe
@@ -26,8 +26,7 @@ def run_sft(recipe: SftRecipe, run: Run, on_step: OnStep | None = None) -> Metri
     documents = check_sft(recipe)
     loaded = load_model(recipe.model, dtype="float32")
     model, tokenizer = loaded.model, loaded.tokenizer
-    if recipe.lora is not None:
-        add_adapter(model, recipe.lora, seed=stable_seed("lora", recipe.seed))
+    adapt(loaded, recipe.lora, seed=stable_seed("lora", recipe.seed))
     dtype = settled_dtypes(run, recipe.dtype, str(model.device))["training"]
     optimizers = build_optimizers(model, recipe.optimizer)
     context = context_of(model)
@@ -72,7 +71,7 @@ def run_sft(recipe: SftRecipe, run: Run, on_step: OnStep | None = None) -> Metri
         checkpoint_every=recipe.checkpoint_every,
         on_step=watched(run, recipe, on_step),
     )
-    run.guard("model", lambda: save_result(loaded, run.folder))
+    run.guard("model", lambda: save_result(model, tokenizer, run.folder))
     return totals
 
 
