@@ -41,6 +41,7 @@ SHARED = set.intersection(*(set(stage.model_fields) for stage in STAGES.values()
 TABLES = {
     "Optimizer": "[optimizer]",
     "Lora": "[lora]",
+    "Critic": "[critic]",
     "Architecture": "[architecture]",
     "Mixture": "[mixture]",
     "Quality": "[mixture.quality]",

@@ -8,6 +8,7 @@ from pydantic import Field, model_validator
 
 from forethought.schema_tables import (
     Architecture,
+    Critic,
     Fraction,
     Lora,
     Mixture,
@@ -128,7 +129,10 @@ class RlRecipe(RecipeBase):
         "dapo",
         "gspo",
         "cispo",
+        "ppo",
     ] = "rloo"
+    critic: Critic = Critic()
+    """Of estimator "ppo"."""
     scale_rewards: Literal["group", "batch", "none"] | None = None
     """Whose standard deviation divides advantages; None: the estimator's own choice."""
     rollout_dtype: Literal["auto", "float32", "float16", "bfloat16", "int8"] = "auto"
@@ -186,6 +190,25 @@ class RlRecipe(RecipeBase):
                 f"eval_budget={self.eval_budget!r} goes with eval_strategy: name one, such as "
                 "majority:n=8, or remove it"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _critic_fits(self) -> RlRecipe:
+        if self.estimator != "ppo":
+            if self.critic != Critic():
+                raise ValueError(
+                    f"critic is set, but estimator={self.estimator!r} has none; take "
+                    "estimator='ppo', or remove [critic]"
+                )
+            return self
+        refused = {
+            "scale_rewards": (self.scale_rewards, None, "its advantages are whitened"),
+            "top_entropy_quantile": (self.top_entropy_quantile, 1.0, "a critic needs all tokens"),
+            "select.replay_share": (self.select.replay_share, 0.0, "values are of new rollouts"),
+        }
+        for key, (value, default, why) in refused.items():
+            if value != default:
+                raise ValueError(f"{key}={value!r} is not for estimator='ppo', {why}; remove it")
         return self
 
     @model_validator(mode="after")

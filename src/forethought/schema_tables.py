@@ -152,6 +152,20 @@ class Select(Section):
     """How many groups with signal are kept for that, the newest."""
 
 
+class Critic(Section):
+    """The value head of estimator "ppo", and how its values become advantages."""
+
+    learning_rate: Annotated[float, Field(gt=0.0)] = 1e-3
+    gamma: Fraction = 1.0
+    """A reward is worth so much less a token away."""
+    lam: Fraction = 0.95
+    """Of GAE: 1 waits for the outcome, 0 believes the next value."""
+    clip: Annotated[float, Field(gt=0.0)] | None = 0.2
+    """How far a value may move from the batch's first one; None: as far as it likes."""
+    coefficient: Annotated[float, Field(ge=0.0)] = 0.1
+    """Share of the value loss's gradient that reaches the policy's own weights."""
+
+
 class Lora(Section):
     """Low-rank adapters: W + alpha / rank * B A, where only A and B learn.
 

@@ -20,6 +20,7 @@ from forethought.models.threads import fit_threads
 from forethought.schema import RlRecipe
 from forethought.training.algorithms import ALGORITHMS
 from forethought.training.batch import Batch, pack_batches, read_batch
+from forethought.training.critic import critic_loss
 from forethought.training.faults import LossNotFinite, fault_of_loss
 from forethought.training.held import Scores, is_off_policy
 from forethought.training.learner import Learner
@@ -58,15 +59,22 @@ def backward(
     for number, batch in enumerate(batches_of(learner, rows)):
         reading = read(learner, learner.policy, batch, wants_entropy=_wants_entropy(learner.recipe))
         loss = _loss(learner, batch, reading, sums)
+        sums["loss"] += loss.item()
+        if learner.critic is not None:
+            assert scores is not None, "the critic has looked at what is learned from"
+            own = [scores[i] for i in kept]
+            miss = critic_loss(learner.critic, reading.hidden, batch, own)
+            loss = loss + miss
+            sums["value"] += miss.item()
         if fault := fault_of_loss(loss, reading.logprobs, batch, number):
             raise LossNotFinite(fault)
         loss.backward()  # type: ignore[no-untyped-call]
-        sums["loss"] += loss.item()
         gap = (reading.logprobs.detach() - batch.sampler_logprobs).abs().sum()
         sums["gap"] += gap.item()
         sums["learned"] += len(batch.targets)
         sums["cells"] += batch.input_ids.numel()
-    return _metrics(learner.recipe, sums)
+    metrics = _metrics(learner.recipe, sums)
+    return metrics if learner.critic is None else metrics | {"loss/value": float(sums["value"])}
 
 
 def _loss(learner: Learner, batch: Batch, reading: Reading, sums: dict[str, float]) -> Tensor:

@@ -24,8 +24,10 @@ from forethought.sampling.products import Weights, can_multiply
 from forethought.schema import RlRecipe
 from forethought.tasks.base import load_task
 from forethought.tasks.check import refuse_unsound
+from forethought.training.algorithms import ALGORITHMS
 from forethought.training.batch import pairs_per_token
 from forethought.training.checkpoint import settled_dtypes
+from forethought.training.critic import Critic, build_critic
 from forethought.training.held import Held
 from forethought.training.measure import check_measuring
 from forethought.training.selection import Selection
@@ -59,6 +61,7 @@ class Learner:
     engine: LocalEngine
     optimizers: Optimizers
     dtype: torch.dtype
+    critic: Critic | None = None  # of PPO
     pairs_per_token: float = 0.0  # what siblings gain by sharing their prompt; 0 when they cannot
     watch: GradeWatch = field(default_factory=GradeWatch)
     eval_watch: GradeWatch = field(default_factory=GradeWatch)
@@ -98,6 +101,7 @@ def build_learner(recipe: RlRecipe, run: Run) -> Learner:
         engine=engine,
         optimizers=build_optimizers(policy, recipe.optimizer),
         dtype=dtypes["training"],
+        critic=_critic(recipe, policy),
         pairs_per_token=pairs_per_token(policy),
         watch=GradeWatch(task.name),
         eval_watch=GradeWatch(held_out.name),
@@ -109,6 +113,13 @@ def _reference(recipe: RlRecipe, policy: PreTrainedModel) -> PreTrainedModel | N
     if not recipe.kl_coefficient:
         return None
     return policy if recipe.lora is not None else copy.deepcopy(policy)
+
+
+def _critic(recipe: RlRecipe, policy: PreTrainedModel) -> Critic | None:
+    if not ALGORITHMS[recipe.estimator].needs_critic:
+        return None
+    width = policy.config.get_text_config().hidden_size
+    return build_critic(recipe.critic, width, str(policy.device))
 
 
 def _build_engine(loaded: LoadedModel, recipe: RlRecipe, dtype: torch.dtype) -> LocalEngine:
