@@ -67,7 +67,7 @@ MISTAKES = [
     (RL, "num_steps=0", ["num_steps=0", "greater than or equal to 1"]),
     (RL, "group_size=1", ["group_size=1", "greater than or equal to 2"]),
     (RL, "num_steps=many", ["num_steps='many'", "valid integer"]),
-    (RL, "estimator=ppo", ["estimator='ppo'", "'rloo'", "'grpo'"]),
+    (RL, "estimator=trpo", ["estimator='trpo'", "'rloo'", "'grpo'"]),
     (RL, "dtype=float8", ["dtype='float8'", "'bfloat16'"]),
     (RL, "temperature=0", ["temperature=0", "greater than 0"]),
     (RL, "kl_coefficient=nan", ["kl_coefficient=nan", "finite"]),

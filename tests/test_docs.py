@@ -40,6 +40,8 @@ DOCS = Path(__file__).resolve().parent.parent / "docs"
 SHARED = set.intersection(*(set(stage.model_fields) for stage in STAGES.values()))
 TABLES = {
     "Optimizer": "[optimizer]",
+    "Lora": "[lora]",
+    "Critic": "[critic]",
     "Architecture": "[architecture]",
     "Mixture": "[mixture]",
     "Quality": "[mixture.quality]",

@@ -7,14 +7,18 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
 from forethought.cli.app import main
+from forethought.config import parse_recipe
 from forethought.models.save import save_model
 from forethought.models.tiny import build_model, train_tokenizer
+from forethought.run import Run
 from forethought.tasks.base import load_task
 from forethought.training import pretrain
+from forethought.training.stages import run_stage, start_run
 
 # Pays for even token ids: something that differs between the siblings of a model of nothing.
 EVEN_REWARD = """
@@ -115,3 +119,27 @@ def run_command(arguments: list[str], log: str) -> None:
     os.dup2(file, 1)
     os.dup2(file, 2)
     sys.exit(main(arguments))
+
+
+def train_in_two(tables: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
+    """The same, broken off behind the first checkpoint."""
+    recipe = parse_recipe(tables)
+    log = Run.log
+
+    def break_off(self: Run, step: int, metrics: Any) -> None:
+        if step == 3:
+            raise RuntimeError("broken off")
+        log(self, step, metrics)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Run, "log", break_off)
+        with pytest.raises(RuntimeError, match="broken off"), start_run(recipe, ["test"]) as run:
+            run_stage(recipe, run)
+    with Run.open(Path(recipe.run_dir)) as run:
+        run_stage(recipe, run)
+        return run.metrics()
+
+
+def without_clock(metrics: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    clocks = ("time/", "data/tokens_per", "rollout/tokens_per")
+    return [{k: v for k, v in row.items() if not k.startswith(clocks)} for row in metrics]

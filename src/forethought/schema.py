@@ -8,7 +8,9 @@ from pydantic import Field, model_validator
 
 from forethought.schema_tables import (
     Architecture,
+    Critic,
     Fraction,
+    Lora,
     Mixture,
     Optimizer,
     PositiveInt,
@@ -18,6 +20,15 @@ from forethought.schema_tables import (
 )
 
 DType = Literal["auto", "float32", "bfloat16"]
+
+
+def _refuse_muon(optimizer: Optimizer, lora: Lora | None) -> None:
+    """Muon's step is made for a whole matrix, not for the factors of one."""
+    if lora is not None and optimizer.muon_learning_rate is not None:
+        raise ValueError(
+            f"optimizer.muon_learning_rate={optimizer.muon_learning_rate} is not for adapters; "
+            "leave it or [lora] out"
+        )
 
 
 class RecipeBase(Section):
@@ -77,6 +88,8 @@ class SftRecipe(RecipeBase):
     mixture: Mixture | None = None
     data: str | None = None
     """JSONL of {"prompt", "completion"} (TRL's prompt-completion format)."""
+    lora: Lora | None = None
+    """None trains every weight of the model."""
 
     @model_validator(mode="after")
     def _one_source(self) -> SftRecipe:
@@ -84,6 +97,11 @@ class SftRecipe(RecipeBase):
             raise ValueError("data is missing; give data (a JSONL path) or a [mixture] table")
         if self.mixture is not None and self.data is not None:
             raise ValueError(f"data={self.data!r} and [mixture] contradict each other; keep one")
+        return self
+
+    @model_validator(mode="after")
+    def _adapter_fits(self) -> SftRecipe:
+        _refuse_muon(self.optimizer, self.lora)
         return self
 
 
@@ -111,7 +129,10 @@ class RlRecipe(RecipeBase):
         "dapo",
         "gspo",
         "cispo",
+        "ppo",
     ] = "rloo"
+    critic: Critic = Critic()
+    """Of estimator "ppo"."""
     scale_rewards: Literal["group", "batch", "none"] | None = None
     """Whose standard deviation divides advantages; None: the estimator's own choice."""
     rollout_dtype: Literal["auto", "float32", "float16", "bfloat16", "int8"] = "auto"
@@ -145,6 +166,7 @@ class RlRecipe(RecipeBase):
     top_entropy_quantile: Annotated[float, Field(gt=0.0, le=1.0)] = 1.0
     """Share of the tokens, those of highest entropy, that carry the policy gradient."""
     mask_truncated: bool = False
+    lora: Lora | None = None
     reward: Reward = Reward()
     select: Select = Select()
     preflight_problems: Annotated[int, Field(ge=0)] = 8
@@ -167,6 +189,35 @@ class RlRecipe(RecipeBase):
             raise ValueError(
                 f"eval_budget={self.eval_budget!r} goes with eval_strategy: name one, such as "
                 "majority:n=8, or remove it"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _critic_fits(self) -> RlRecipe:
+        if self.estimator != "ppo":
+            if self.critic != Critic():
+                raise ValueError(
+                    f"critic is set, but estimator={self.estimator!r} has none; take "
+                    "estimator='ppo', or remove [critic]"
+                )
+            return self
+        refused = {
+            "scale_rewards": (self.scale_rewards, None, "its advantages are whitened"),
+            "top_entropy_quantile": (self.top_entropy_quantile, 1.0, "a critic needs all tokens"),
+            "select.replay_share": (self.select.replay_share, 0.0, "values are of new rollouts"),
+        }
+        for key, (value, default, why) in refused.items():
+            if value != default:
+                raise ValueError(f"{key}={value!r} is not for estimator='ppo', {why}; remove it")
+        return self
+
+    @model_validator(mode="after")
+    def _adapter_fits(self) -> RlRecipe:
+        _refuse_muon(self.optimizer, self.lora)
+        if self.lora is not None and self.lora.dropout:
+            raise ValueError(
+                f"lora.dropout={self.lora.dropout} would train another policy than the one that "
+                "samples; remove it"
             )
         return self
 

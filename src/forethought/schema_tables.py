@@ -150,3 +150,32 @@ class Select(Section):
     """Share of a batch's groups that come from earlier batches."""
     replay_capacity: PositiveInt = 256
     """How many groups with signal are kept for that, the newest."""
+
+
+class Critic(Section):
+    """The value head of estimator "ppo", and how its values become advantages."""
+
+    learning_rate: Annotated[float, Field(gt=0.0)] = 1e-3
+    gamma: Fraction = 1.0
+    """A reward is worth so much less a token away."""
+    lam: Fraction = 0.95
+    """Of GAE: 1 waits for the outcome, 0 believes the next value."""
+    clip: Annotated[float, Field(gt=0.0)] | None = 0.2
+    """How far a value may move from the batch's first one; None: as far as it likes."""
+    coefficient: Annotated[float, Field(ge=0.0)] = 0.1
+    """Share of the value loss's gradient that reaches the policy's own weights."""
+
+
+class Lora(Section):
+    """Low-rank adapters: W + alpha / rank * B A, where only A and B learn.
+
+    The defaults are those of "LoRA without regret" (Schulman et al. 2025).
+    """
+
+    rank: PositiveInt = 16
+    alpha: Annotated[float, Field(gt=0.0)] = 32.0
+    """Constant, so that the best learning rate hardly depends on the rank."""
+    dropout: Decay = 0.0
+    """Of the adapter's input, in supervised training."""
+    targets: Literal["all-linear"] | Annotated[list[str], Field(min_length=1)] = "all-linear"
+    """Names, or ends of names, of linear layers; by default all of them inside the blocks."""

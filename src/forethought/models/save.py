@@ -106,7 +106,8 @@ def check_replaceable(target: Path) -> None:
     """Raise ModelError when replacing `target` would delete something that is no model."""
     if not target.exists():
         return
-    is_model = target.is_dir() and (target / "config.json").is_file()
+    configs = ("config.json", "adapter_config.json")
+    is_model = target.is_dir() and any((target / name).is_file() for name in configs)
     if is_model or (target.is_dir() and not any(target.iterdir())):
         return
     raise ModelError(f"{target} exists and is not a model folder: choose another folder.")

@@ -21,6 +21,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from forethought.errors import BrokenModel
 from forethought.models.load import context_of
+from forethought.models.lora import plain_parameters
 from forethought.models.threads import fit_threads
 from forethought.sampling.admission import Limits, admit
 from forethought.sampling.cache import (
@@ -89,8 +90,9 @@ class LocalEngine:
 
     @torch.no_grad()
     def update_weights(self, source: PreTrainedModel, policy_version: int) -> None:
-        """Copy the weights of `source` into this engine's model, in place, whatever the dtypes."""
-        pairs = zip(self.model.parameters(), source.parameters(), strict=True)
+        """Copy the weights of `source`, its adapter merged in, into this engine's model, in place,
+        whatever the dtypes."""
+        pairs = zip(self.model.parameters(), plain_parameters(source), strict=True)
         for mine, theirs in pairs:
             if mine is not theirs:
                 mine.copy_(theirs)

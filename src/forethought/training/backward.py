@@ -14,11 +14,13 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from forethought.models.heads import Reading
+from forethought.models.lora import without_adapter
 from forethought.models.precision import compute_in
 from forethought.models.threads import fit_threads
 from forethought.schema import RlRecipe
 from forethought.training.algorithms import ALGORITHMS
 from forethought.training.batch import Batch, pack_batches, read_batch
+from forethought.training.critic import critic_loss
 from forethought.training.faults import LossNotFinite, fault_of_loss
 from forethought.training.held import Scores, is_off_policy
 from forethought.training.learner import Learner
@@ -57,15 +59,22 @@ def backward(
     for number, batch in enumerate(batches_of(learner, rows)):
         reading = read(learner, learner.policy, batch, wants_entropy=_wants_entropy(learner.recipe))
         loss = _loss(learner, batch, reading, sums)
+        sums["loss"] += loss.item()
+        if learner.critic is not None:
+            assert scores is not None, "the critic has looked at what is learned from"
+            own = [scores[i] for i in kept]
+            miss = critic_loss(learner.critic, reading.hidden, batch, own)
+            loss = loss + miss
+            sums["value"] += miss.item()
         if fault := fault_of_loss(loss, reading.logprobs, batch, number):
             raise LossNotFinite(fault)
         loss.backward()  # type: ignore[no-untyped-call]
-        sums["loss"] += loss.item()
         gap = (reading.logprobs.detach() - batch.sampler_logprobs).abs().sum()
         sums["gap"] += gap.item()
         sums["learned"] += len(batch.targets)
         sums["cells"] += batch.input_ids.numel()
-    return _metrics(learner.recipe, sums)
+    metrics = _metrics(learner.recipe, sums)
+    return metrics if learner.critic is None else metrics | {"loss/value": float(sums["value"])}
 
 
 def _loss(learner: Learner, batch: Batch, reading: Reading, sums: dict[str, float]) -> Tensor:
@@ -76,8 +85,8 @@ def _loss(learner: Learner, batch: Batch, reading: Reading, sums: dict[str, floa
     sums["clipped_low"] += int(surrogate.low_clipped)
     sums["clipped_high"] += int(surrogate.high_clipped)
     if learner.reference is not None and recipe.kl_in == "loss":
-        with torch.no_grad():
-            reference = read(learner, learner.reference, batch).logprobs
+        with torch.no_grad(), without_adapter(learner.reference) as model:
+            reference = read(learner, model, batch).logprobs
         penalty = kl_penalty(
             recipe.kl_estimator,
             reading.logprobs,

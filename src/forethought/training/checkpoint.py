@@ -1,5 +1,7 @@
 """What a stage needs to go on as if it had never stopped: weights, optimizer state, counters.
 
+Weights that do not learn are left out: the recipe's model holds them.
+
 There are no random states to keep: every draw is a pure function of (seed, step). What was measured
 at the start is kept: a resumed run must compute in the number formats it began with.
 """
@@ -7,11 +9,12 @@ at the start is kept: a resumed run must compute in the number formats it began 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import torch
 from safetensors.torch import load_file, save_file
+from torch.nn import Parameter
 from transformers import PreTrainedModel
 
 from forethought.models.hardware import Purpose, pick_dtype
@@ -27,9 +30,8 @@ def save_state(
     optimizers: Optimizers,
     counters: Mapping[str, float],
 ) -> None:
-    """Write fp32 weights, optimizer state and counters into `folder`."""
-    # named_parameters names tied weights once, as safetensors wants it
-    weights = {name: p.detach().contiguous() for name, p in model.named_parameters()}
+    """Write the fp32 weights that learn, optimizer state and counters into `folder`."""
+    weights = {name: p.detach().contiguous() for name, p in _learned(model)}
     save_file(weights, folder / _WEIGHTS)
     with (folder / _OPTIMIZER).open("wb") as file:  # so that a full disk is told as an OSError
         torch.save([o.state_dict() for o in optimizers], file)
@@ -40,7 +42,7 @@ def save_state(
 def load_state(folder: Path, model: PreTrainedModel, optimizers: Optimizers) -> dict[str, float]:
     """Restore what `save_state` wrote, in place; returns the counters."""
     weights = load_file(folder / _WEIGHTS, device=str(model.device))
-    for name, parameter in model.named_parameters():
+    for name, parameter in _learned(model):
         parameter.copy_(weights[name])
     states = torch.load(folder / _OPTIMIZER, weights_only=True, map_location=model.device)
     for optimizer, state in zip(optimizers, states, strict=True):
@@ -52,6 +54,11 @@ def load_counters(folder: Path) -> dict[str, float]:
     """The counters that `save_state` wrote, without the rest."""
     counters: dict[str, float] = json.loads((folder / _COUNTERS).read_text())
     return counters
+
+
+def _learned(model: PreTrainedModel) -> Iterator[tuple[str, Parameter]]:
+    """named_parameters names tied weights once, as safetensors wants it."""
+    return ((name, p) for name, p in model.named_parameters() if p.requires_grad)
 
 
 def settled_dtypes(run: Run, name: str, device: str) -> dict[Purpose, torch.dtype]:

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from forethought.schema import RlRecipe
+from forethought.training.algorithms import ALGORITHMS
 from forethought.types import Rollout, RolloutGroup
 
 
@@ -15,6 +17,19 @@ def has_signal(group: RolloutGroup) -> bool:
     """True when at least two graded siblings got different rewards."""
     rewards = {r.reward for r in group.rollouts if r.reward is not None}
     return len(rewards) > 1
+
+
+def worth_learning(rollouts: Sequence[Rollout], recipe: RlRecipe) -> list[int]:
+    """Indices of the rollouts that the recipe's updates learn from.
+
+    With a critic these are all that have a reward: it tells tokens of equal siblings apart.
+    """
+    if not ALGORITHMS[recipe.estimator].needs_critic:
+        return filter_rollouts(
+            rollouts, min_advantage=recipe.min_advantage, mask_truncated=recipe.mask_truncated
+        )
+    kept = filter_rollouts(rollouts, min_advantage=0.0, mask_truncated=recipe.mask_truncated)
+    return [i for i in kept if rollouts[i].reward is not None]
 
 
 def filter_rollouts(

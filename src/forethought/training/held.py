@@ -29,11 +29,14 @@ class Scores:
     """What the policy said of a rollout before the first update on it, a value a token.
 
     All have the rollout's length, with 0 where nothing was sampled. `advantages` replaces the
-    rollout's own where tokens have different ones.
+    rollout's own where tokens have different ones. `values` are the critic's, `returns` what it
+    learns in their place.
     """
 
     logprobs: tuple[float, ...]
     advantages: tuple[float, ...] | None = None
+    values: tuple[float, ...] | None = None
+    returns: tuple[float, ...] | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -14,16 +14,20 @@ from forethought.errors import RecipeError
 from forethought.grading.rewards import RewardPart, load_rewards
 from forethought.grading.watch import GradeWatch
 from forethought.models.load import LoadedModel, context_of, load_model
+from forethought.models.lora import adapt, plain_copy, require_peft
 from forethought.run import Run
 from forethought.sampling.cache import sliding_window
 from forethought.sampling.decoder import has_lean_step
+from forethought.sampling.draw import stable_seed
 from forethought.sampling.local import LocalEngine
 from forethought.sampling.products import Weights, can_multiply
 from forethought.schema import RlRecipe
 from forethought.tasks.base import load_task
 from forethought.tasks.check import refuse_unsound
+from forethought.training.algorithms import ALGORITHMS
 from forethought.training.batch import pairs_per_token
 from forethought.training.checkpoint import settled_dtypes
+from forethought.training.critic import Critic, build_critic
 from forethought.training.held import Held
 from forethought.training.measure import check_measuring
 from forethought.training.selection import Selection
@@ -52,11 +56,12 @@ class Learner:
     eval_task: Task | None
     parts: tuple[RewardPart, ...]
     policy: PreTrainedModel
-    reference: PreTrainedModel | None
+    reference: PreTrainedModel | None  # read inside `without_adapter`
     tokenizer: PreTrainedTokenizerBase
     engine: LocalEngine
     optimizers: Optimizers
     dtype: torch.dtype
+    critic: Critic | None = None  # of PPO
     pairs_per_token: float = 0.0  # what siblings gain by sharing their prompt; 0 when they cannot
     watch: GradeWatch = field(default_factory=GradeWatch)
     eval_watch: GradeWatch = field(default_factory=GradeWatch)
@@ -65,6 +70,7 @@ class Learner:
 
 def check_rl(recipe: RlRecipe) -> tuple[Task, Task, tuple[RewardPart, ...]]:
     """Training task, held-out task and rewards, all tried out. Raises UserError; loads no model."""
+    require_peft(recipe.lora)
     task = load_task(recipe.task, split="train", seed=recipe.seed)
     if not recipe.allow_unsound_task:
         refuse_unsound(task, recipe.task)
@@ -81,6 +87,7 @@ def build_learner(recipe: RlRecipe, run: Run) -> Learner:
     loaded = load_model(recipe.model, dtype="float32")
     policy: Any = loaded.model  # transformers' own annotations are in the way
     _check_context(loaded, task, recipe.max_tokens)
+    adapt(loaded, recipe.lora, seed=stable_seed("lora", recipe.seed))
     dtypes = settled_dtypes(run, recipe.dtype, str(policy.device))
     engine = _build_engine(loaded, recipe, dtypes["sampling"])
     return Learner(
@@ -89,24 +96,43 @@ def build_learner(recipe: RlRecipe, run: Run) -> Learner:
         eval_task=held_out if recipe.eval_problems else None,
         parts=parts,
         policy=policy.eval(),  # no dropout: the policy that learns is the one that samples
-        reference=copy.deepcopy(policy).eval() if recipe.kl_coefficient else None,
+        reference=_reference(recipe, policy),
         tokenizer=loaded.tokenizer,
         engine=engine,
         optimizers=build_optimizers(policy, recipe.optimizer),
         dtype=dtypes["training"],
+        critic=_critic(recipe, policy),
         pairs_per_token=pairs_per_token(policy),
         watch=GradeWatch(task.name),
         eval_watch=GradeWatch(held_out.name),
     )
 
 
+def _reference(recipe: RlRecipe, policy: PreTrainedModel) -> PreTrainedModel | None:
+    """Who the policy was at first: a copy, or the policy itself where only an adapter learns."""
+    if not recipe.kl_coefficient:
+        return None
+    return policy if recipe.lora is not None else copy.deepcopy(policy)
+
+
+def _critic(recipe: RlRecipe, policy: PreTrainedModel) -> Critic | None:
+    if not ALGORITHMS[recipe.estimator].needs_critic:
+        return None
+    width = policy.config.get_text_config().hidden_size
+    return build_critic(recipe.critic, width, str(policy.device))
+
+
 def _build_engine(loaded: LoadedModel, recipe: RlRecipe, dtype: torch.dtype) -> LocalEngine:
-    """The sampler: over the policy's own weights where it computes in their format, else a copy."""
+    """The sampler: over the policy's own weights where it computes in their format and they are all
+    there is to it, else a copy."""
     policy: Any = loaded.model
     weights = _rollout_weights(loaded, recipe.rollout_dtype, dtype)
     if recipe.rollout_dtype == "bfloat16":
         dtype = torch.bfloat16
-    sampler = policy if weights or dtype == policy.dtype else copy.deepcopy(policy).to(dtype)
+    if weights:
+        dtype = policy.dtype
+    is_shared = recipe.lora is None and dtype == policy.dtype
+    sampler = policy if is_shared else plain_copy(policy, dtype)
     return LocalEngine(
         sampler, loaded.tokenizer, max_rows=recipe.max_rows, weights=weights or "float32"
     )

@@ -23,8 +23,10 @@ from forethought.models.load import context_of
 from forethought.sampling.draw import stable_seed
 from forethought.schema import RlRecipe
 from forethought.training.backward import backward
+from forethought.training.critic import update_critic
+from forethought.training.critique import score_tokens
 from forethought.training.faults import LossNotFinite
-from forethought.training.filters import filter_rollouts
+from forethought.training.filters import worth_learning
 from forethought.training.footprint import Footprint, footprint
 from forethought.training.health import NamedWarning, sentence
 from forethought.training.held import updates_per_batch
@@ -154,15 +156,16 @@ def _learn(learner: Learner, groups: Sequence[RolloutGroup]) -> dict[str, float]
         charged = [keep_most_varied(group, recipe.select.keep_per_group) for group in charged]
     assigned = assign_advantages(charged, recipe.estimator, recipe.scale_rewards)
     rollouts = _rollouts(assigned)
-    kept = filter_rollouts(
-        rollouts, min_advantage=recipe.min_advantage, mask_truncated=recipe.mask_truncated
-    )
+    kept = worth_learning(rollouts, recipe)
+    scores, _ = score_tokens(learner, rollouts, kept)
     try:
-        return backward(learner, rollouts, kept) if kept else {}
+        return backward(learner, rollouts, kept, scores) if kept else {}
     except LossNotFinite:
         return {"loss/policy": math.nan}
     finally:
         learner.policy.zero_grad(set_to_none=True)
+        if learner.critic is not None:
+            update_critic(learner.critic, skips=True)
 
 
 def _summary(

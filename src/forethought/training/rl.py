@@ -16,13 +16,15 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from forethought.errors import BrokenModel, TrainingStopped
-from forethought.models.save import save_model
+from forethought.models.lora import save_result
 from forethought.run import Run
 from forethought.schema import RlRecipe
 from forethought.training.backward import backward
+from forethought.training.critic import load_critic, save_critic, update_critic
+from forethought.training.critique import score_tokens
 from forethought.training.example_scores import example_accuracies
 from forethought.training.faults import Fault, LossNotFinite, report_fault
-from forethought.training.filters import filter_rollouts
+from forethought.training.filters import worth_learning
 from forethought.training.health import watched
 from forethought.training.held import (
     batch_number,
@@ -44,7 +46,7 @@ from forethought.training.rollouts import (
     grade_rollouts,
     sample_rollouts,
 )
-from forethought.training.scores import charge_rewards, needs_scores, score_rollouts
+from forethought.training.scores import charge_rewards
 from forethought.training.selection import Source, gather, load_selection, save_selection
 from forethought.training.update import apply_update
 from forethought.types import Example, RolloutGroup
@@ -69,10 +71,14 @@ def run_rl(
     def save_extra(folder: Path) -> None:
         save_held(folder, learner.state.held)
         save_selection(folder, learner.state.selection)
+        if learner.critic is not None:
+            save_critic(folder, learner.critic)
 
     def load_extra(folder: Path) -> None:
         learner.state.held = load_held(folder)
         learner.state.selection = load_selection(folder)
+        if learner.critic is not None:
+            load_critic(folder, learner.critic)
 
     totals = run_steps(
         run,
@@ -86,7 +92,7 @@ def run_rl(
         save_extra=save_extra,
         load_extra=load_extra,
     )
-    run.guard("model", lambda: save_model(learner.policy, learner.tokenizer, run.folder / "model"))
+    run.guard("model", lambda: save_result(learner.policy, learner.tokenizer, run.folder))
     return totals
 
 
@@ -169,10 +175,8 @@ def sample_batch(learner: Learner, run: Run, step: int, clock: Clock) -> Metrics
     rollouts = [rollout for group in assigned for rollout in group.rollouts]
     graded = [r.grade for g in gathered.sampled for r in g.rollouts if r.grade is not None]
     learner.watch.look(graded, is_last=number == batch_number(recipe, recipe.num_steps))
-    kept = filter_rollouts(
-        rollouts, min_advantage=recipe.min_advantage, mask_truncated=recipe.mask_truncated
-    )
-    scores = score_rollouts(learner, rollouts, kept) if needs_scores(recipe) else None
+    kept = worth_learning(rollouts, recipe)
+    scores, found = score_tokens(learner, rollouts, kept)
     learner.state.held = hold(assigned, kept, scores)
     clock.lap("score")
     run.examples(step, example_accuracies(gathered.sampled))
@@ -181,7 +185,7 @@ def sample_batch(learner: Learner, run: Run, step: int, clock: Clock) -> Metrics
     num_fresh = sum(len(group.rollouts) for group in fresh)
     num_kept = sum(i < num_fresh for i in kept)
     seconds = clock.laps["time/sample_seconds"]
-    return describe_rollouts(gathered.sampled, num_kept, seconds) | gathered.metrics
+    return describe_rollouts(gathered.sampled, num_kept, seconds) | gathered.metrics | found
 
 
 def sample_and_grade(
@@ -218,6 +222,8 @@ def learn(learner: Learner, run: Run, step: int) -> Metrics:
         recipe.num_steps,
         is_sound=fault is None,
     )
+    if learner.critic is not None:
+        update_critic(learner.critic, skips=update.skipped)
     if update.skipped:
         fault = fault or Fault(cause="gradient", parameters=update.bad_parameters)
         report_fault(run, step, fault, describe_learned(rollouts, kept))

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
 import torch
+from torch import Tensor
 from transformers import PreTrainedModel
 
+from forethought.models.heads import Reading
+from forethought.models.lora import without_adapter
 from forethought.schema import RlRecipe
 from forethought.training.backward import batches_of, importance_cap, read
 from forethought.training.held import Scores, is_off_policy
@@ -24,14 +27,15 @@ def needs_scores(recipe: RlRecipe) -> bool:
 
 
 @torch.no_grad()
-def read_rollouts(
+def readings_of(
     learner: Learner,
     model: PreTrainedModel,
     rollouts: Sequence[Rollout],
     *,
     wants_entropy: bool = False,
-) -> tuple[list[list[float]], list[list[float]]]:
-    """Log-probabilities and entropies (0 unless wanted), a value a token of each rollout."""
+) -> Iterator[tuple[Reading, list[tuple[int, int]]]]:
+    """What `model` says of the sampled tokens, a batch at a time, and which they are: the number of
+    the rollout and of the token in it."""
     rows = [
         Row(
             token_ids=r.token_ids,
@@ -40,17 +44,36 @@ def read_rollouts(
         )
         for r in rollouts
     ]
-    logprobs = [[0.0] * len(row.token_ids) for row in rows]
-    entropies = [[0.0] * len(row.token_ids) for row in rows]
     for batch in batches_of(learner, rows):
-        reading = read(learner, model, batch, wants_entropy=wants_entropy)
         places = list(zip(batch.rows.tolist(), batch.columns.tolist(), strict=True))
-        for (row, column), value in zip(places, reading.logprobs.tolist(), strict=True):
-            logprobs[row][column] = value
+        yield read(learner, model, batch, wants_entropy=wants_entropy), places
+
+
+def read_rollouts(
+    learner: Learner,
+    model: PreTrainedModel,
+    rollouts: Sequence[Rollout],
+    *,
+    wants_entropy: bool = False,
+) -> tuple[list[list[float]], list[list[float]]]:
+    """Log-probabilities and entropies (0 unless wanted), a value a token of each rollout."""
+    logprobs, entropies = zeros(rollouts), zeros(rollouts)
+    for reading, places in readings_of(learner, model, rollouts, wants_entropy=wants_entropy):
+        put(logprobs, places, reading.logprobs)
         if reading.entropies is not None:
-            for (row, column), value in zip(places, reading.entropies.tolist(), strict=True):
-                entropies[row][column] = value
+            put(entropies, places, reading.entropies)
     return logprobs, entropies
+
+
+def zeros(rollouts: Sequence[Rollout]) -> list[list[float]]:
+    """A 0 for each token of each rollout."""
+    return [[0.0] * len(rollout.token_ids) for rollout in rollouts]
+
+
+def put(table: list[list[float]], places: Sequence[tuple[int, int]], values: Tensor) -> None:
+    """Write `values` (N,) down at their places."""
+    for (row, column), value in zip(places, values.tolist(), strict=True):
+        table[row][column] = value
 
 
 def score_rollouts(
@@ -98,12 +121,13 @@ def charge_rewards(learner: Learner, groups: Sequence[RolloutGroup]) -> list[Rol
 
     The sum of k1 is an unbiased estimate of the sequence's KL divergence, as RLOO has it (Ahmadian
     et al. 2024, arXiv 2402.14740); the second is maximum-entropy RL (Ziebart 2010; Haarnoja et al.
-    2018). pi is what the sampler recorded. An ungraded rollout stays ungraded.
+    2018). pi is what the sampler recorded. An ungraded rollout stays ungraded. With a critic every
+    token is charged for itself, in `training/critique.py`.
     """
     recipe = learner.recipe
     wants_kl = learner.reference is not None and recipe.kl_in == "reward"
     wants_entropy = recipe.entropy_coefficient > 0 and recipe.entropy_in == "reward"
-    if not wants_kl and not wants_entropy:
+    if learner.critic is not None or not (wants_kl or wants_entropy):
         return list(groups)
     rollouts = [rollout for group in groups for rollout in group.rollouts]
     charges = [0.0] * len(rollouts)
@@ -111,7 +135,8 @@ def charge_rewards(learner: Learner, groups: Sequence[RolloutGroup]) -> list[Rol
         charges = [recipe.entropy_coefficient * sum(r.logprobs) for r in rollouts]
     if wants_kl:
         assert learner.reference is not None
-        reference, _ = read_rollouts(learner, learner.reference, rollouts)
+        with without_adapter(learner.reference) as model:
+            reference, _ = read_rollouts(learner, model, rollouts)
         for i, (rollout, theirs) in enumerate(zip(rollouts, reference, strict=True)):
             charges[i] += recipe.kl_coefficient * (sum(rollout.logprobs) - sum(theirs))
     charged = iter(

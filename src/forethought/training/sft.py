@@ -5,8 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 from forethought.models.load import context_of, load_model
-from forethought.models.save import save_model
+from forethought.models.lora import adapt, require_peft, save_result
 from forethought.run import Run
+from forethought.sampling.draw import stable_seed
 from forethought.schema import SftRecipe
 from forethought.tasks.traces import Document
 from forethought.training.checkpoint import settled_dtypes
@@ -25,6 +26,7 @@ def run_sft(recipe: SftRecipe, run: Run, on_step: OnStep | None = None) -> Metri
     documents = check_sft(recipe)
     loaded = load_model(recipe.model, dtype="float32")
     model, tokenizer = loaded.model, loaded.tokenizer
+    adapt(loaded, recipe.lora, seed=stable_seed("lora", recipe.seed))
     dtype = settled_dtypes(run, recipe.dtype, str(model.device))["training"]
     optimizers = build_optimizers(model, recipe.optimizer)
     context = context_of(model)
@@ -69,12 +71,13 @@ def run_sft(recipe: SftRecipe, run: Run, on_step: OnStep | None = None) -> Metri
         checkpoint_every=recipe.checkpoint_every,
         on_step=watched(run, recipe, on_step),
     )
-    run.guard("model", lambda: save_model(model, tokenizer, run.folder / "model"))
+    run.guard("model", lambda: save_result(model, tokenizer, run.folder))
     return totals
 
 
 def check_sft(recipe: SftRecipe) -> list[Document]:
     """The documents of the recipe's data file, none for a mixture. Raises RecipeError."""
+    require_peft(recipe.lora)
     if recipe.mixture is not None:
         build_mixture(recipe.mixture)
         return []
