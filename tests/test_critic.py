@@ -33,7 +33,7 @@ from forethought.training.critic import (
 from forethought.training.critique import criticise, rewards_of_tokens
 from forethought.training.held import Scores
 from forethought.training.learner import Learner, build_learner
-from forethought.training.rollouts import draw_examples, sample_rollouts
+from forethought.training.rollouts import sample_rollouts
 from forethought.training.scores import charge_rewards
 from forethought.training.stages import run_stage, start_run
 from forethought.training.strips import Row
@@ -279,7 +279,7 @@ def some_learner(base: Path, folder: Path, **changes: Any) -> tuple[Learner, lis
         for parameter in moved:
             parameter.add_(0.05 * torch.randn(parameter.shape, generator=generator))
     learner.engine.update_weights(learner.policy, 0)
-    examples = draw_examples(learner.task, 0, 1, 3)
+    examples = [learner.task[i] for i in range(3)]
     groups = sample_rollouts(learner.engine, examples, recipe, 1)
     numbers = iter(range(99))
     return learner, [

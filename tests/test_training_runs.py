@@ -475,7 +475,7 @@ def test_a_users_mistake_exits_2_with_one_line_and_leaves_nothing(
         (["quickstart", "--resume", "x"], "but not both"),
         (["--resume", "{folder}"], "is not a run folder"),
         (["--resume", "{folder}/nowhere"], "is not a run folder"),
-        (["--resume", "{folder}", "--set", "seed=1"], "--set cannot change"),
+        (["--resume", "{folder}", "--set", "seed=1"], "cannot change a run that is resumed"),
         (["{folder}/my/quickstart.toml"], "cannot be read"),
         (["quickstart", "--set", "num_step=3"], "did you mean num_steps?"),
         (["nothing"], "nothing"),
