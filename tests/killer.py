@@ -49,41 +49,47 @@ def write_recipes(folder: Path) -> dict[str, Path]:
     config = json.loads((model / "config.json").read_text())
     (model / "config.json").write_text(json.dumps(config | {"attention_dropout": 0.2}))
     (folder / "even.py").write_text(EVEN_REWARD + MOSTLY_EVEN)
-    every = {"num_steps": NUM_STEPS, "checkpoint_every": CHECKPOINT_EVERY}
-    schedule = {"learning_rate": 1e-2, "schedule": "cosine", "warmup_steps": 2}
-    shared: dict[str, Any] = every | {"optimizer": schedule}
-    measured = {"eval_problems": 2, "eval_samples": 1, "eval_every": 4}
-    parts = {f"{folder}/even.py:even": 1.0, "format": 0.1}
-    # so few problems that they come again, and that some are skipped then
-    learned: dict[str, Any] = measured | {
-        "task": "sum:difficulty=1,size=20",
-        "reward": {"parts": parts},
-    }
-    none = folder / "none"
-    stages = {
-        "sft": sft_tables(model, none, **shared),
-        "rl": rl_tables(model, none, kl_coefficient=0.01, **learned, **shared),
-    }
-    own = ("name", "run_dir", "seed", "model")
-    inner = {
-        name: {key: value for key, value in tables.items() if key not in own}
-        for name, tables in stages.items()
-    }
-    tables = stages | {
-        "pretrain": pretrain_tables(none, **every, keep_checkpoints=1, keep_every=6),
-        # four updates a batch of rollouts: checkpoints 3 and 6 stand in the middle of one
-        "reuse": stages["rl"] | {"num_iterations": 2, "minibatches": 2, "epsilon": 0.1},
-        "select": stages["rl"]
-        | {"reward": {"parts": {f"{folder}/even.py:mostly_even": 1.0}}}
-        | {"select": {"examples": "greso", "max_batches": 2, "replay_share": 0.25}},
-        "pipeline": {
-            "stage": "pipeline", "run_dir": str(none), "model": str(model), "order": ["sft", "rl"],
-            **inner,
-        },
-    }  # fmt: skip
+    tables = stage_tables(model, folder)
     for name, content in tables.items():
         (folder / f"{name}.toml").write_text(to_toml(content))
     return {name: folder / f"{name}.toml" for name in tables}
+
+
+def stage_tables(model: Path, folder: Path) -> dict[str, dict[str, Any]]:
+    """The recipe of every stage, by name."""
+    run_dir = folder / "none"
+    every = {"num_steps": NUM_STEPS, "checkpoint_every": CHECKPOINT_EVERY}
+    schedule = {"learning_rate": 1e-2, "schedule": "cosine", "warmup_steps": 2}
+    # so few problems that they come again, and that some are skipped then
+    learned = {"task": "sum:difficulty=1,size=20", "optimizer": schedule, **every}
+    measured = {"eval_problems": 2, "eval_samples": 1, "eval_every": 4}
+    parts = {f"{folder}/even.py:even": 1.0, "format": 0.1}
+    plain = rl_tables(model, run_dir, **learned, **measured, reward={"parts": parts})
+    sft = sft_tables(model, run_dir, optimizer=schedule, **every)
+    mostly = {"parts": {f"{folder}/even.py:mostly_even": 1.0}}
+    own = ("run_dir", "model")
+    inner = [{key: v for key, v in tables.items() if key not in own} for tables in (sft, plain)]
+    # four updates a batch of rollouts: checkpoints 3 and 6 stand in the middle of one
+    four = {"num_iterations": 2, "minibatches": 2}
+    return {
+        "pretrain": pretrain_tables(run_dir, **every, keep_checkpoints=1, keep_every=6),
+        "sft": sft,
+        "rl": plain | {"kl_coefficient": 0.01},
+        "reuse": plain | four | {"kl_coefficient": 0.01, "epsilon": 0.1},
+        "ppo": plain | four | {"estimator": "ppo"},
+        "select": plain
+        | {"select": {"examples": "greso", "max_batches": 2, "replay_share": 0.25}}
+        | {"reward": mostly},
+        "lora": plain | {"lora": {"rank": 4}, "kl_coefficient": 0.01},
+        "pipeline": {
+            "stage": "pipeline",
+            "run_dir": str(run_dir),
+            "model": str(model),
+            "order": ["sft", "rl"],
+            "sft": inner[0] | {"lora": {"rank": 4, "dropout": 0.2}},
+            "rl": inner[1],
+        },
+    }
 
 
 class Worker(Protocol):

@@ -33,9 +33,14 @@ def save_state(
     """Write the fp32 weights that learn, optimizer state and counters into `folder`."""
     weights = {name: p.detach().contiguous() for name, p in _learned(model)}
     save_file(weights, folder / _WEIGHTS)
-    with (folder / _OPTIMIZER).open("wb") as file:  # so that a full disk is told as an OSError
-        torch.save([o.state_dict() for o in optimizers], file)
+    save_objects([o.state_dict() for o in optimizers], folder / _OPTIMIZER)
     (folder / _COUNTERS).write_text(json.dumps(dict(counters)))
+
+
+def save_objects(state: object, path: Path) -> None:
+    """torch.save, by a file that is opened here: a full disk is told as an OSError then."""
+    with path.open("wb") as file:
+        torch.save(state, file)
 
 
 @torch.no_grad()

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from forethought import schema_tables as tables
 from forethought.training.advantages import gae, whiten
 from forethought.training.batch import Batch
+from forethought.training.checkpoint import save_objects
 from forethought.training.held import Scores
 from forethought.training.losses import value_loss
 from forethought.types import Rollout
@@ -146,7 +147,7 @@ def update_critic(critic: Critic, *, skips: bool) -> None:
 def save_critic(folder: Path, critic: Critic) -> None:
     """Write the head and its optimizer's state into a checkpoint's folder."""
     save_file(critic.head.state_dict(), folder / _WEIGHTS)
-    torch.save(critic.optimizer.state_dict(), folder / _OPTIMIZER)
+    save_objects(critic.optimizer.state_dict(), folder / _OPTIMIZER)
 
 
 def load_critic(folder: Path, critic: Critic) -> None:
