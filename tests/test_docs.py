@@ -156,7 +156,7 @@ def logged(tmp_path_factory: pytest.TempPathFactory) -> Logged:
     difficulty = rl | {"select": {"examples": "difficulty"}}
     by_strategy = rl | {"eval_strategy": "majority:n=2", "eval_budget": 99}
     recipes = {"sft": sft, "greso": greso, "difficulty": difficulty, "by_strategy": by_strategy}
-    recipes |= {"rl": rl}
+    recipes |= {"ppo": rl | {"estimator": "ppo"}, "rl": rl}
     names: set[str] = set()
     for name, recipe in recipes.items():
         parsed = parse_recipe(recipe | {"run_dir": str(folder / name)})
