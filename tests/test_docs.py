@@ -255,7 +255,7 @@ def test_every_warning_is_described() -> None:
 
 def test_every_field_of_a_preflight_is_described() -> None:
     text = section(read("training.md"), "The preflight")
-    described = {cells[0]: cells[2] for cells in rows(text)}
+    described = {cells[0]: " ".join(cells[1:]) for cells in rows(text)}
     assert described.keys() == {field.name for field in fields(preflight.Preflight)}
     for name, kind in (("seconds", preflight.Seconds), ("memory", Footprint)):
         assert all(f"`{field.name}`" in described[name] for field in fields(kind))

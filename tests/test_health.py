@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from forethought.cli.console import show_warnings
 from forethought.config import parse_recipe
 from forethought.evaluation.report import build_report
 from forethought.run import Run
@@ -242,6 +243,17 @@ def test_a_resumed_run_raises_what_an_unbroken_one_would_have(
         run.truncate_metrics(checkpoint)
         feed(run, rows[checkpoint:])
         assert (run.folder / "warnings.jsonl").read_text() == whole
+
+
+def test_a_warning_is_one_line_on_stderr_while_it_is_shown(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    logger = logging.getLogger("forethought")
+    before = list(logger.handlers)
+    with show_warnings():
+        logger.warning("%s: %s", "TooHard", "[red]x[/red] \x1b[2J" + "y" * 300)
+    assert logger.handlers == before
+    assert capsys.readouterr().err == "warning: TooHard: [red]x[/red] [2J" + "y" * 300 + "\n"
 
 
 def test_the_report_begins_with_the_warnings(tmp_path: Path) -> None:

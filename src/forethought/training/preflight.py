@@ -119,7 +119,7 @@ def report_preflight(found: Preflight, on_preflight: OnPreflight | None) -> None
 
 def fly(learner: Learner) -> Preflight:
     """Sample, grade and learn from a few groups, and forget them. The engine has the weights."""
-    recipe = learner.recipe
+    recipe, began = learner.recipe, time.perf_counter()
     examples = preflight_examples(learner.task, recipe)
     _warm_up(learner, examples)
     marks = [time.perf_counter()]
@@ -132,7 +132,7 @@ def fly(learner: Learner) -> Preflight:
     learned = _learn(learner, groups)
     marks.append(time.perf_counter())
     metrics = describe_rollouts(groups, 0, marks[1] - marks[0]) | learned
-    return _summary(learner, groups, metrics, marks)
+    return _summary(learner, groups, metrics, _seconds(recipe, len(groups), began, marks))
 
 
 def preflight_examples(task: Task, recipe: RlRecipe) -> list[Example]:
@@ -172,14 +172,13 @@ def _summary(
     learner: Learner,
     groups: Sequence[RolloutGroup],
     metrics: Mapping[str, float],
-    marks: Sequence[float],
+    seconds: Seconds,
 ) -> Preflight:
     recipe, rollouts = learner.recipe, _rollouts(groups)
     right = [[r.grade is not None and r.grade.score == 1.0 for r in g.rollouts] for g in groups]
     counts = [sum(row) for row in right]
     size, lengths = recipe.group_size, useful_lengths(rollouts)
     longest = quantile(lengths, 0.95) if lengths else None
-    seconds = _seconds(recipe, len(groups), marks)
     memory = _memory(learner, rollouts)
     is_scored = any(r.grade is not None and r.grade.score is not None for r in rollouts)
     return Preflight(
@@ -268,12 +267,15 @@ def suggest_max_tokens(
     return suggested if suggested > max_tokens else None
 
 
-def _seconds(recipe: RlRecipe, num_groups: int, marks: Sequence[float]) -> Seconds:
-    """A step by the time that these groups took: sampling is shared by the updates of a batch."""
+def _seconds(recipe: RlRecipe, num_groups: int, began: float, marks: Sequence[float]) -> Seconds:
+    """A step by the time that these groups took: sampling is shared by the updates of a batch.
+
+    `marks` are when sampling began, and when sampling, grading and updating ended.
+    """
     sample, grade, update = (b - a for a, b in pairwise(marks))
     scale = recipe.prompts_per_step / num_groups
     per_update = (sample + grade) / updates_per_batch(recipe) + update / recipe.minibatches
-    total = marks[-1] - marks[0]
+    total = marks[-1] - began
     return Seconds(sample=sample, grade=grade, update=update, total=total, step=scale * per_update)
 
 
