@@ -404,9 +404,15 @@ def test_the_threshold_leaves_the_tokens_that_a_quantile_leaves(
 
 def test_the_threshold_by_hand() -> None:
     entropies = [0.1, 2.0, 0.0, 1.5, 0.2, 0.3, 0.0, 0.4, 0.1, 0.9, 0.2]
-    assert entropy_threshold(entropies, 0.2) == 0.9  # 3 of 11
-    assert entropy_threshold(entropies, 1.0) == 0.0
-    assert entropy_threshold([0.7], 0.01) == 0.7
+    assert entropy_threshold(entropies, 0.2) == pytest.approx(0.9, abs=2e-5)  # 3 of 11
+    assert entropy_threshold(entropies, 1.0) == pytest.approx(0.0, abs=2e-5)
+    assert entropy_threshold([0.7], 0.01) == pytest.approx(0.7, abs=2e-5)
+
+
+def test_rounding_does_not_part_equal_entropies() -> None:
+    siblings = [2.0, 2.0 - 2e-6, 2.0 + 2e-6, 2.0]
+    threshold = entropy_threshold([*siblings, 1.0, 0.5], 0.3)  # 2 of 6
+    assert all(entropy >= threshold for entropy in siblings) and threshold > 1.9
 
 
 # --- a sampler that is not quite the policy ---

@@ -26,6 +26,7 @@ ImportanceMode = Literal["token_truncate", "token_mask", "sequence_truncate", "s
 # A log-ratio is cut off here before its exponential. It is beyond every clip, and below where a
 # float32 becomes infinite, whose gradient would be no number although the token is clipped.
 _MAX_LOG_RATIO = 20.0
+_TIE = 1e-5  # nats; entropies that are equal but for rounding are this close
 
 
 def token_weights(aggregation: Aggregation, lengths: Sequence[int], max_tokens: int) -> list[float]:
@@ -172,10 +173,11 @@ def entropy_threshold(entropies: Sequence[float], top_quantile: float) -> float:
     "Beyond the 80/20 rule" (Wang et al. 2025, arXiv 2506.01939): only the 20% of tokens at which
     reasoning forks carry policy gradient; all others have advantage 0, and w stays as it is. Of a
     whole update, not of a micro-batch, and 1 + floor(top_quantile * (n - 1)) tokens reach it, as
-    with TRL's top_entropy_quantile.
+    with TRL's top_entropy_quantile. A hair below the least one: the first tokens of siblings have
+    one entropy, and rounding must not part them.
     """
     count = 1 + math.floor(top_quantile * (len(entropies) - 1) + 1e-9)
-    return sorted(entropies)[-count]
+    return sorted(entropies)[-count] - _TIE
 
 
 # --- a sampler that is not quite the policy ---
