@@ -37,9 +37,8 @@ from arms import ROOT, Bench, Exam, exam_of_folder, main, over_seeds, pooled, ta
 from forethought.config import dump_recipe, load_recipe
 from forethought.durable import read_lines
 from forethought.models.load import load_model
-from forethought.run import Run
 from forethought.schema import RlRecipe
-from forethought.training.stages import run_stage
+from forethought.training.stages import run_stage, start_run
 
 RANKING = ROOT / "recipes" / "data" / "one-shot.jsonl"
 TRAINED, OTHERS = "sum", ("story", "equation")
@@ -68,7 +67,7 @@ def recipe_of(arm: str, seed: int, steps: int, folder: Path) -> RlRecipe:
     path = ROOT / "recipes" / f"{RECIPES.get(arm, 'one-shot')}.toml"
     steps *= LONGER if arm == "long" else 1
     changes = [f"seed={seed}", f"num_steps={steps}", f"run_dir={json.dumps(str(folder))}"]
-    changes += [f"checkpoint_every={EVERY}", "eval_problems=0", "transcripts_per_step=1"]
+    changes += [f"checkpoint_every={EVERY}", f"keep_every={EVERY}", "eval_problems=0"]
     if arm == "think":
         own = json.dumps(f"{ROOT / 'bench' / 'think_reward.py'}:thinks")
         changes.append(f"reward.parts={{accuracy=0.0,{own}=1.0}}")
@@ -98,14 +97,7 @@ def settings_of(arm: str, seed: int, steps: int) -> list[Any]:
 
 def train(arm: str, seed: int, steps: int, folder: Path) -> dict[str, Any]:
     recipe = recipe_of(arm, seed, steps, folder)
-    with Run.create(
-        folder,
-        stage="rl",
-        recipe_text=dump_recipe(recipe),
-        seed=seed,
-        command=["bench_one_shot"],
-        keep=1 + recipe.num_steps // EVERY,
-    ) as run:
+    with start_run(recipe, ["bench_one_shot"]) as run:
         totals = run_stage(recipe, run)
         metrics = [row for row in run.metrics() if "reward/accuracy" in row]
     examples = read_lines(folder / "examples.jsonl")
