@@ -35,7 +35,7 @@ from forethought.training.stages import start_run
 from record import write_result
 
 SIZE = 256  # training examples, of all tasks together
-PROBLEMS, SAMPLES = 400, 4
+PROBLEMS, SAMPLES = 400, 2
 ENDLESS = 100_000  # steps; the clock ends a run
 
 ARMS: dict[str, dict[str, Any]] = {
