@@ -12,7 +12,6 @@ rollouts by the recipes named below; they differ in the examples and in what is 
     best        the example of highest historical variance      recipes/one-shot.toml
     median      the one in the middle of the ranking
     worst       the one at its end
-    place_9     the ninth, and so on with every eighth that is left
     sixteen     the first 16 of the ranking                     recipes/one-shot-16.toml
     full        the whole set                                   recipes/one-shot-full.toml
     long        as best, for three times as many updates
@@ -28,7 +27,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from statistics import correlation, fmean
+from statistics import fmean
 from typing import Any
 
 from safetensors.torch import load_file
@@ -44,10 +43,7 @@ RANKING = ROOT / "recipes" / "data" / "one-shot.jsonl"
 TRAINED, OTHERS = "sum", ("story", "equation")
 EXAM = Exam(families=(TRAINED, *OTHERS), problems=200, samples=2)
 BASE = "bundled:seedling"
-PLACES = {"best": 0, "median": 32, "worst": 63} | {
-    f"place_{1 + place}": place for place in (8, 16, 24, 40, 48, 56)
-}
-ARMS = ("format", "think", "random", "wrong", *PLACES, "sixteen", "full", "long")
+ARMS = ("format", "think", "random", "wrong", "best", "median", "worst", "sixteen", "full", "long")
 CURVES = ("wrong", "full", "long")  # arms whose weights are measured on the way
 CURVE_EXAM = Exam(families=EXAM.families, problems=100, samples=1)
 EVERY = 20  # steps between two points of a curve
@@ -71,7 +67,7 @@ def recipe_of(arm: str, seed: int, steps: int, folder: Path) -> RlRecipe:
     if arm == "think":
         own = json.dumps(f"{ROOT / 'bench' / 'think_reward.py'}:thinks")
         changes.append(f"reward.parts={{accuracy=0.0,{own}=1.0}}")
-    if arm in PLACES and arm != "best":
+    if arm in ("median", "worst"):
         changes.append(f"task={json.dumps(f'jsonl:{one_example(arm)}')}")
     recipe = load_recipe(path, changes)
     assert isinstance(recipe, RlRecipe), "the recipes of the arms are of RL"
@@ -81,8 +77,12 @@ def recipe_of(arm: str, seed: int, steps: int, folder: Path) -> RlRecipe:
 def one_example(arm: str) -> Path:
     """A file of the one example of the ranking that the arm trains on."""
     path = ROOT / ".bench" / "one-shot" / f"{arm}.jsonl"
-    path.write_text(ranking()[PLACES[arm]] + "\n", encoding="utf-8")
+    path.write_text(ranking()[place_of(arm)] + "\n", encoding="utf-8")
     return path
+
+
+def place_of(arm: str) -> int:
+    return {"best": 0, "median": len(ranking()) // 2, "worst": len(ranking()) - 1}[arm]
 
 
 def ranking() -> list[str]:
@@ -149,8 +149,6 @@ def summarize(cells: dict[str, list[dict[str, Any]]]) -> dict[str, Any]:
             found["train_accuracy"] = round(100 * fmean(last), 1)
             found["curve"] = mean_curve([run["curve"] for run in runs])
         summary[arm] = found
-    if len(PLACES.keys() & cells.keys()) > 2:
-        summary["one_example"] = of_one_example(summary)
     return summary
 
 
@@ -168,22 +166,10 @@ def mean_curve(curves: Sequence[Sequence[dict[str, float]]]) -> dict[str, dict[s
 
 def chosen() -> dict[str, Any]:
     """The examples of the arms that train on one, and where they stand in the ranking."""
-    return {arm: json.loads(ranking()[p]) | {"place": 1 + p} for arm, p in PLACES.items()}
-
-
-def of_one_example(summary: dict[str, Any]) -> dict[str, Any]:
-    """What the arms of one example have in common, and whether a higher score meant more gain."""
-    arms = sorted(PLACES.keys() & summary.keys(), key=lambda arm: PLACES[arm])
-    base = summary["base"][TRAINED]["sampled"]
-    gains = [summary[arm][TRAINED]["sampled"] - base for arm in arms]
-    ranks = [sorted(gains).index(gain) for gain in gains]  # Spearman's, on what is in order already
-    return {
-        "examples": len(arms),
-        "that_gain": sum(gain > 0 for gain in gains),
-        "lowest_gain": round(min(gains), 1),
-        "highest_gain": round(max(gains), 1),
-        "rank_correlation": round(correlation(range(len(arms), 0, -1), ranks), 2),
-    }
+    rows = {arm: json.loads(ranking()[place_of(arm)]) for arm in ("best", "median", "worst")}
+    for arm, row in rows.items():
+        row["place"] = 1 + place_of(arm)
+    return rows
 
 
 BENCH = Bench(
