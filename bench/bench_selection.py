@@ -1,7 +1,7 @@
 """Which examples to sample and which rollouts to keep: every way for the same seconds of training.
 
     python bench/bench_selection.py [--seeds 0 1 2] [--seconds 50] [--arms default greso ...]
-                                     [--tasks sum equation]
+                                     [--tasks sum equation] [--name selection]
 
 All arms start from the bundled model and train the quickstart's recipe (rloo without the dead
 groups, 32 prompts x 8 rollouts) on the same few examples, so that each comes back several times;
@@ -10,7 +10,7 @@ of steps. Arms take turns, in an order that moves by one with every seed. At the
 answers the same held-out problems, some samples each at temperature 1.
 
 Intervals are over held-out problems (mean over seeds first), not over seeds: the differences of
-single seeds stand beside them. Writes docs/results/selection.json.
+single seeds stand beside them. Writes docs/results/NAME.json.
 """
 
 from __future__ import annotations
@@ -46,6 +46,8 @@ ARMS: dict[str, dict[str, Any]] = {
     "difficulty": {"select": {"examples": "difficulty"}},
     "replay": {"select": {"replay_share": 0.5}},
     "dynamic": {"select": {"max_batches": 4}},
+    "clip_2": {"num_iterations": 2},
+    "clip_4": {"num_iterations": 4},
     "reuse_2": {"estimator": "cispo", "scale_rewards": "none", "num_iterations": 2},
     "reuse_4": {"estimator": "cispo", "scale_rewards": "none", "num_iterations": 4},
 }
@@ -167,6 +169,7 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=50.0)
     parser.add_argument("--arms", nargs="+", default=list(ARMS), choices=list(ARMS))
     parser.add_argument("--tasks", nargs="+", default=["sum", "equation"])
+    parser.add_argument("--name", default="selection")
     arguments = parser.parse_args()
     arms = arguments.arms
     raw: dict[str, list[dict[str, Any]]] = {arm: [] for arm in arms}
@@ -184,7 +187,7 @@ def main() -> None:
                 raw[arm].append(run(arm, seed, arguments.seconds, f"{arm}-{seed}"))
     summary = summarize(raw, start["accuracy"])
     write_result(
-        "selection",
+        arguments.name,
         command=" ".join(["python", f"bench/{Path(sys.argv[0]).name}", *sys.argv[1:]]),
         seeds=arguments.seeds,
         raw={
