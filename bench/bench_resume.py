@@ -20,7 +20,7 @@ import shutil
 import sys
 import time
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from itertools import chain, cycle
@@ -198,17 +198,20 @@ def describe(stage: Stage, run_dir: Path, began: float, struck: float) -> tuple[
     inner = inner_runs(run_dir)[-1]
     step = sum(row["step"] > 0 for run in inner_runs(run_dir) for row in rows_of(run))
     lines = inner / "metrics.jsonl"
-    if not (inner / "run.json").exists():
-        return step, "start"
-    if any((inner / "checkpoints").glob(".tmp-*")):
+    if is_newer(inner.glob("checkpoints/.tmp-*"), began):
         return step, "checkpoint"
-    if any(inner.glob(".model.tmp-*")):
+    if is_newer(inner.glob(".*.tmp-*"), began):  # the folder of a model, or of an adapter
         return step, "model"
+    if not is_newer([lines], began):
+        return step, "start"
     if (inner / "model").exists():
         return step, "end"
-    if not lines.exists() or lines.stat().st_mtime < began:
-        return step, "start"
     return step, lap_at(stage, inner, struck - lines.stat().st_mtime)
+
+
+def is_newer(paths: Iterable[Path], began: float) -> bool:
+    """True when one of the paths is there and was written since."""
+    return any(path.exists() and path.stat().st_mtime >= began for path in paths)
 
 
 def lap_at(stage: Stage, run_dir: Path, elapsed: float) -> str:
