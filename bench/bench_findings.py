@@ -1,6 +1,6 @@
 """Three findings of the DASH paper (arXiv 2505.17218), looked for in the bundled model.
 
-    python bench/bench_findings.py [--seeds 0 1 2] [--jobs 2] [--steps 40]
+    python bench/bench_findings.py [--seeds 0 1 2] [--jobs 2] [--steps 20]
 
     pg            plain policy gradient: one update for each batch of 256 rollouts (K = 1), no KL
     kl            the same with a KL penalty of 0.04
@@ -177,4 +177,4 @@ BENCH = Bench(
 )
 
 if __name__ == "__main__":
-    main(BENCH, __doc__ or "", steps=40)
+    main(BENCH, __doc__ or "", steps=20)
