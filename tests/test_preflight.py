@@ -205,7 +205,9 @@ def test_its_problems_are_different_ones_of_the_whole_task(tables: dict[str, Any
     assert len(preflight_examples(small, recipe)) == 2
 
 
-@pytest.mark.parametrize("changes", [{}, {"num_iterations": 2}, {"kl_coefficient": 0.1}])
+@pytest.mark.parametrize(
+    "changes", [{}, {"num_iterations": 2}, {"kl_coefficient": 0.1}, {"estimator": "ppo"}]
+)
 def test_training_is_the_same_bits_with_and_without_it(
     changes: dict[str, Any], tables: dict[str, Any], tmp_path: Path
 ) -> None:

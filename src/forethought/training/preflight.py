@@ -154,12 +154,13 @@ def _learn(learner: Learner, groups: Sequence[RolloutGroup]) -> dict[str, float]
     charged = charge_rewards(learner, groups)
     if recipe.select.keep_per_group is not None:
         charged = [keep_most_varied(group, recipe.select.keep_per_group) for group in charged]
-    assigned = assign_advantages(charged, recipe.estimator, recipe.scale_rewards)
-    rollouts = _rollouts(assigned)
+    rollouts = _rollouts(assign_advantages(charged, recipe.estimator, recipe.scale_rewards))
     kept = worth_learning(rollouts, recipe)
+    if not kept:
+        return {}
     scores, _ = score_tokens(learner, rollouts, kept)
     try:
-        return backward(learner, rollouts, kept, scores) if kept else {}
+        return backward(learner, rollouts, kept, scores)
     except LossNotFinite:
         return {"loss/policy": math.nan}
     finally:
