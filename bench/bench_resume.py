@@ -54,6 +54,7 @@ FORKS_PER_COMMAND = 4
 RUN_LENGTHS = (1, 2, 1, 3, 1, 4)  # strikes at one run, in turn
 PATIENCE_SECONDS = 300
 LAPS = ("sample", "grade", "score", "update", "publish", "eval")  # of a step of RL, in order
+PHASES = ("start", "step", *LAPS, "checkpoint", "model", "end")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -262,7 +263,7 @@ def summarise(strikes: Sequence[Strike], seconds: float) -> dict[str, Any]:
         "num_commands": sum(s.mode == "command" for s in strikes),
         "most_at_one_run": max(s.number for s in strikes),
         "minutes": seconds / 60,
-        "phases": dict(Counter(s.phase for s in strikes).most_common()),
+        "phases": dict.fromkeys(PHASES, 0) | Counter(s.phase for s in strikes),
         "stages": {
             name: {
                 "strikes": len(mine),
