@@ -1,11 +1,11 @@
 """The killer: kill -9 at random moments of every stage, resume, compare with an unbroken run.
 
-    python bench/bench_resume.py                               writes docs/results/resume.json
-    python bench/bench_resume.py --stages rl,sft --strikes 5   prints only
+    python bench/bench_resume.py [--strikes 20]    writes docs/results/resume.json
+    python bench/bench_resume.py --stages rl,sft   prints only
 
 Moments are uniform over the life of a process: its start, its steps, writing checkpoints, its end.
-Of 20 strikes at a stage 4 meet the command as it is installed, with its start of some seconds; 16
-meet a fork that has imported everything, or few would meet its work. Some runs are struck up to
+One strike in five meets the command as it is installed, with its start of some seconds; the
+others meet a fork that has imported everything, or few would meet its work. Some runs are struck up to
 four times. Whoever is struck loses its whole process group. Afterwards the run is resumed until it
 ends, and every file of its folder must equal that of the unbroken run byte for byte (weights,
 optimizer, counters, rollouts in use, state of the choice of examples, the saved model, transcripts;
@@ -301,9 +301,10 @@ def main() -> None:
         strikes = [strike for job in jobs for strike in job.result()]
     summary = summarise(strikes, time.monotonic() - began)
     print(json.dumps(summary, indent=1))
-    if not options.stages and options.strikes == STRIKES:
+    if not options.stages:
         write_result(
-            "resume", command="python bench/bench_resume.py", seeds=[options.seed],
+            "resume", command=" ".join(["python bench/bench_resume.py", *sys.argv[1:]]),
+            seeds=[options.seed],
             raw=[asdict(s) for s in strikes], summary=summary,
         )  # fmt: skip
     if summary["num_equal"] < summary["num_strikes"]:

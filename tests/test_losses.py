@@ -483,9 +483,8 @@ def test_an_algorithm_is_made_of_parts_that_exist(name: str) -> None:
     assert 0 < algorithm.epsilon <= algorithm.epsilon_high
 
 
-def test_a_recipe_may_name_every_algorithm_without_a_critic() -> None:
-    named = get_args(RlRecipe.model_fields["estimator"].annotation)
-    assert set(named) == {name for name, a in ALGORITHMS.items() if not a.needs_critic}
+def test_a_recipe_may_name_every_algorithm() -> None:
+    assert set(get_args(RlRecipe.model_fields["estimator"].annotation)) == ALGORITHMS.keys()
 
 
 def test_algorithms_have_the_numbers_of_their_papers() -> None:
