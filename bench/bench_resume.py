@@ -4,9 +4,9 @@
     python bench/bench_resume.py --stages rl,sft   prints only
 
 Moments are uniform over the life of a process: its start, its steps, writing checkpoints, its end.
-One strike in five meets the command as it is installed, with its start of some seconds; the
-others meet a fork that has imported everything, or few would meet its work. Some runs are struck up
-to four times. Whoever is struck loses its whole process group. Afterwards the run is resumed until it
+One strike in five meets the command as it is installed, with its start of some seconds; the others
+meet a fork that has imported everything, or few would meet its work. Some runs are struck up to
+four times. Whoever is struck loses its whole process group. Afterwards the run is resumed until it
 ends, and every file of its folder must equal that of the unbroken run byte for byte (weights,
 optimizer, counters, rollouts in use, state of the choice of examples, the saved model, transcripts;
 metrics without clocks), and so must the totals it prints.
