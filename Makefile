@@ -84,7 +84,8 @@ $(VENV)/.torch: constraints.txt | $(VENV)/.created
 	@echo "Installing into $(VENV): 360 MB, some minutes the first time ..."
 	@if [ "$$(uname -s)" = Linux ] && ! command -v nvidia-smi >/dev/null 2>&1; then \
 		$(PIP) -qqq install --retries 0 --timeout 30 --no-deps --index-url $(TORCH_INDEX) \
-			"$$(grep '^torch==' constraints.txt)" >/dev/null 2>&1 || true; \
+			"$$(grep '^torch==' constraints.txt)" >/dev/null 2>&1 || \
+			echo "No CPU build of torch within reach: the default one may bring 5 GB of CUDA."; \
 	fi
 	@touch $@
 

@@ -15,9 +15,7 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
@@ -36,37 +34,12 @@ from forethought.training.learner import build_learner
 from forethought.training.rl import start_or_resume, train_step
 from forethought.training.stages import start_run
 from record import write_result
+from trl_side import train_trl
 
-ROOT = Path(__file__).resolve().parent.parent
-TRL = ROOT / ".bench" / "trl" / "bin" / "python"
 TASK, EVERY, MAX_TOKENS = "sum", 3, 80
 RATES = ["1e-4", "4e-4", "1e-3"]
 PROBLEMS, SAMPLES = 300, 2
 SHARES = [0.5, 0.75, 0.9]
-
-
-def train_trl(model: Path, rate: str, seed: int, steps: int, folder: Path) -> dict[int, float]:
-    command = [
-        TRL,
-        ROOT / "bench/peers/trl_train.py",
-        model,
-        TASK,
-        rate,
-        seed,
-        steps,
-        EVERY,
-        folder,
-    ]
-    done = subprocess.run(
-        [str(part) for part in command],
-        check=True,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.DEVNULL,
-        text=True,
-        env=os.environ | {"PYTHONPATH": str(ROOT / "src")},
-    )
-    seconds = json.loads(done.stdout.splitlines()[-1])
-    return {int(step): spent for step, spent in seconds.items()}
 
 
 def train_own(seed: int, steps: int, folder: Path, changes: list[str]) -> dict[int, float]:
@@ -178,7 +151,9 @@ def main() -> None:
             name = f"trl_{rate}_{seed}"
             if name not in curves:
                 folder = Path(temporary) / name
-                curves[name] = curve(folder, train_trl(model, rate, seed, steps, folder), base)
+                curves[name] = curve(
+                    folder, train_trl(model, TASK, rate, seed, steps, EVERY, folder), base
+                )
                 print(name, curves[name][-1], file=sys.stderr)
             return curves[name]
 

@@ -160,12 +160,6 @@ def difference(
     return found
 
 
-def by_problem(runs: Sequence[dict[str, Any]], families: Sequence[str], kind: str) -> list[float]:
-    """The score of each problem, the mean over runs."""
-    columns = zip(*(whole(run, families)[kind] for run in runs), strict=True)
-    return [fmean(column) for column in columns]
-
-
 BENCH = Bench(
     name="findings",
     arms=ARMS,

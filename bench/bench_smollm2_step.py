@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import statistics
 import subprocess
 import sys
@@ -24,9 +23,8 @@ from forethought.models.load import load_model
 from forethought.models.save import save_model
 from forethought.toml import to_toml
 from record import write_result
+from trl_side import ROOT, train_trl
 
-ROOT = Path(__file__).resolve().parent.parent
-TRL = ROOT / ".bench" / "trl" / "bin" / "python"
 TASK, PROMPTS, GROUP, MAX_TOKENS, RATE = "sum:difficulty=2", 16, 8, 64, 2e-5
 
 
@@ -43,20 +41,11 @@ def cold_start(folder: Path) -> Path:
 
 def trl(model: Path, folder: Path) -> float:
     """Seconds of TRL's second step."""
-    command = [
-        TRL, ROOT / "bench/peers/trl_train.py", model, TASK, RATE, 0, 2, 1, folder,
+    until = train_trl(
+        model, TASK, RATE, 0, 2, 1, folder,
         "--prompts", PROMPTS, "--group", GROUP, "--max-tokens", MAX_TOKENS, "--micro-batch", 32,
-    ]  # fmt: skip
-    done = subprocess.run(
-        [str(part) for part in command],
-        check=True,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.DEVNULL,
-        text=True,
-        env=os.environ | {"PYTHONPATH": str(ROOT / "src")},
-    )
-    until = json.loads(done.stdout.splitlines()[-1])
-    return float(until["2"] - until["1"])
+    )  # fmt: skip
+    return until[2] - until[1]
 
 
 def ours(model: Path, folder: Path, rollout_dtype: str) -> float:

@@ -30,22 +30,29 @@ class Case:
         return bool(self.ours.keys() & set(keys))
 
 
+_GRPO, _DAPO = {"loss_type": "grpo"}, {"loss_type": "dapo"}
+_KL = {"kl_coefficient": 0.5}
+
+
 def cases() -> list[Case]:
-    grpo, dapo = {"loss_type": "grpo"}, {"loss_type": "dapo"}
-    kl = {"kl_coefficient": 0.5}
-    found = [
-        Case(name="grpo", ours={"estimator": "grpo"}, trl=grpo),
+    return [*used_rollouts(), *fresh_rollouts(), *terms(), *scales(), *coarse_samplers()]
+
+
+def used_rollouts() -> list[Case]:
+    """Every objective, on rollouts of an older policy."""
+    return [
+        Case(name="grpo", ours={"estimator": "grpo"}, trl=_GRPO),
         Case(
             name="dr_grpo",
             ours={"estimator": "dr_grpo"},
             trl={"loss_type": "dr_grpo", "scale_rewards": "none"},
         ),
         Case(name="bnpo", ours={"estimator": "bnpo"}, trl={"loss_type": "bnpo"}),
-        Case(name="dapo", ours={"estimator": "dapo"}, trl=dapo | {"epsilon_high": 0.28}),
+        Case(name="dapo", ours={"estimator": "dapo"}, trl=_DAPO | {"epsilon_high": 0.28}),
         Case(
             name="gspo",
             ours={"estimator": "gspo"},
-            trl=grpo
+            trl=_GRPO
             | {"importance_sampling_level": "sequence", "epsilon": 3e-4, "epsilon_high": 4e-4},
             spread=2e-3,
         ),
@@ -55,7 +62,24 @@ def cases() -> list[Case]:
             trl={"loss_type": "cispo", "epsilon_high": 5.0},
             spread=1.5,
         ),
-        Case(name="grpo_fresh", ours={"estimator": "grpo"}, trl=grpo, spread=0.0),
+        Case(
+            name="delta",
+            ours={"estimator": "bnpo", "delta": 1.5},
+            trl=_DAPO | {"delta": 1.5},
+            spread=0.6,
+        ),
+        Case(
+            name="temperature",
+            ours={"estimator": "bnpo", "temperature": 0.7},
+            trl=_DAPO | {"temperature": 0.7},
+        ),
+    ]
+
+
+def fresh_rollouts() -> list[Case]:
+    """The same policy on both sides."""
+    return [
+        Case(name="grpo_fresh", ours={"estimator": "grpo"}, trl=_GRPO, spread=0.0),
         Case(
             name="rloo_fresh",
             ours={"estimator": "rloo"},
@@ -70,47 +94,50 @@ def cases() -> list[Case]:
             spread=0.0,
             is_rloo=True,
         ),
-        Case(
-            name="temperature",
-            ours={"estimator": "bnpo", "temperature": 0.7},
-            trl=dapo | {"temperature": 0.7},
-        ),
-        Case(
-            name="delta",
-            ours={"estimator": "bnpo", "delta": 1.5},
-            trl=dapo | {"delta": 1.5},
-            spread=0.6,
-        ),
+    ]
+
+
+def terms() -> list[Case]:
+    """What may be added to the loss, or masked in it."""
+    return [
         Case(
             name="kl_k3",
-            ours={"estimator": "grpo"} | kl,
-            trl=grpo | {"beta": 0.5, "use_bias_correction_kl": False},
+            ours={"estimator": "grpo"} | _KL,
+            trl=_GRPO | {"beta": 0.5, "use_bias_correction_kl": False},
         ),
         Case(
             name="kl_k3_corrected",
-            ours={"estimator": "grpo", "kl_correction": True} | kl,
-            trl=grpo | {"beta": 0.5},
+            ours={"estimator": "grpo", "kl_correction": True} | _KL,
+            trl=_GRPO | {"beta": 0.5},
         ),
         Case(
             name="entropy",
             ours={"estimator": "bnpo", "entropy_coefficient": 0.3},
-            trl=dapo | {"entropy_coef": 0.3},
+            trl=_DAPO | {"entropy_coef": 0.3},
         ),
         Case(
             name="top_entropy_quantile",
             ours={"estimator": "bnpo", "top_entropy_quantile": 0.2},
-            trl=dapo | {"top_entropy_quantile": 0.2},
+            trl=_DAPO | {"top_entropy_quantile": 0.2},
         ),
     ]
-    found += [
+
+
+def scales() -> list[Case]:
+    """Rewards divided otherwise."""
+    return [
         Case(
             name=f"scale_{scale}",
             ours={"estimator": "bnpo", "scale_rewards": scale},
-            trl=dapo | {"scale_rewards": scale},
+            trl=_DAPO | {"scale_rewards": scale},
         )
         for scale in ("batch", "none")
     ]
-    found += [
+
+
+def coarse_samplers() -> list[Case]:
+    """Every way to weigh what a sampler of coarser arithmetic drew."""
+    return [
         Case(
             name=mode,
             ours={
@@ -119,7 +146,7 @@ def cases() -> list[Case]:
                 "importance_cap": 1.4,
                 "importance_floor": 0.6,
             },
-            trl=dapo
+            trl=_DAPO
             | {
                 "vllm_importance_sampling_mode": mode,
                 "vllm_importance_sampling_clip_max": 1.4,
@@ -130,4 +157,3 @@ def cases() -> list[Case]:
         )
         for mode in get_args(ImportanceMode)
     ]
-    return found

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from statistics import fmean, stdev
@@ -30,23 +30,17 @@ from forethought.training.critic import (
     save_critic,
     update_critic,
 )
-from forethought.training.critique import criticise, rewards_of_tokens
 from forethought.training.held import Scores
 from forethought.training.learner import Learner, build_learner
 from forethought.training.rollouts import sample_rollouts
 from forethought.training.scores import charge_rewards
 from forethought.training.stages import run_stage, start_run
 from forethought.training.strips import Row
+from forethought.training.token_scores import criticise, rewards_of_tokens
 from forethought.types import FinishReason, Rollout, RolloutGroup
 from tiny_runs import rl_tables, save_tiny, train_in_two, without_clock
 
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def rollout(reward: float, sampled: int, prompt: int = 2) -> Rollout:

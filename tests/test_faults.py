@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import logging
 import math
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -26,22 +25,12 @@ from forethought.training.faults import Fault, describe_rows, fault_of_loss, rep
 from forethought.training.stages import run_stage, start_run
 from forethought.training.strips import Row
 from forethought.training.update import apply_update
-from tiny_runs import EVEN_REWARD, rl_tables, save_tiny, sft_tables
+from tiny_runs import EVEN_REWARD, rl_tables, sft_tables
 
 NAN, INF = math.nan, math.inf
 
 
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return save_tiny(tmp_path_factory.mktemp("model") / "tiny")
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture

@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import json
 import sys
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -20,7 +19,6 @@ from forethought.errors import RecipeError
 from forethought.models.load import load_model
 from forethought.models.lora import adapted_layers, add_adapter, plain_copy, without_adapter
 from forethought.models.save import save_model
-from forethought.run import Run
 from forethought.sampling import products
 from forethought.sampling.local import LocalEngine
 from forethought.schema_tables import Lora
@@ -31,18 +29,21 @@ from forethought.training.stages import run_stage, start_run
 from forethought.training.strips import Row
 from forethought.types import Request, SamplingParams
 from model_families import make_model, tokenizer
-from tiny_runs import EVEN_REWARD, rl_tables, sft_tables, tiny_policy, tiny_tokenizer
+from tiny_runs import (
+    EVEN_REWARD,
+    rl_tables,
+    sft_tables,
+    tiny_policy,
+    tiny_tokenizer,
+    train_in_two,
+    without_clock,
+)
 
 CONFIG = Lora(rank=4)
 IDS = torch.tensor([[5, 9, 11, 6, 40, 41], [7, 7, 8, 30, 5, 12]])
 
 
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def logits(model: Any) -> torch.Tensor:
@@ -243,30 +244,6 @@ def train(tables: dict[str, Any]) -> list[dict[str, Any]]:
     with start_run(recipe, ["test"]) as run:
         run_stage(recipe, run)
         return run.metrics()
-
-
-def train_in_two(tables: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
-    """The same, broken off behind the first checkpoint."""
-    recipe = parse_recipe(tables)
-    log = Run.log
-
-    def break_off(self: Run, step: int, metrics: Any) -> None:
-        if step == 3:
-            raise RuntimeError("broken off")
-        log(self, step, metrics)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(Run, "log", break_off)
-        with pytest.raises(RuntimeError, match="broken off"), start_run(recipe, ["test"]) as run:
-            run_stage(recipe, run)
-    with Run.open(Path(recipe.run_dir)) as run:
-        run_stage(recipe, run)
-        return run.metrics()
-
-
-def without_clock(metrics: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    clocks = ("time/", "data/tokens_per", "rollout/tokens_per")
-    return [{k: v for k, v in row.items() if not k.startswith(clocks)} for row in metrics]
 
 
 def files_of(run_dir: Path) -> dict[str, bytes]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import tomllib
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -38,20 +37,9 @@ from forethought.training.rl_metrics import describe_rollouts
 from forethought.training.stages import run_stage, start_run
 from forethought.training.text import shuffled_index
 from forethought.types import Example, FinishReason, Grade, GradeStatus, Rollout, RolloutGroup
-from tiny_runs import EVEN_REWARD, rl_tables, save_tiny, sft_tables
+from tiny_runs import EVEN_REWARD, rl_tables, sft_tables
 
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return save_tiny(tmp_path_factory.mktemp("model") / "tiny")
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture

@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 
 from forethought.cli import quickstart
 from forethought.cli.app import main
 from forethought.config import parse_recipe
 from forethought.training.stages import run_stage, start_run
-from tiny_runs import save_tiny, sft_tables
+from tiny_runs import sft_tables
 
 # What the README promises of `forethought quickstart --json`.
 PROMISED = {
@@ -24,17 +22,8 @@ PROMISED = {
 
 
 @pytest.fixture(autouse=True)
-def small(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def small(monkeypatch: pytest.MonkeyPatch, one_thread: None) -> None:
     monkeypatch.setattr(quickstart, "PROBLEMS", 4)
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return save_tiny(tmp_path_factory.mktemp("model") / "tiny")
 
 
 def arguments(model: Path, out: Path, *sets: str) -> list[str]:

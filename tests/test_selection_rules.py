@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from forethought.tasks.base import load_task
 from forethought.training.difficulty import (
-    History,
+    FailureRates,
     Rate,
     bucket_of,
     count_failures,
@@ -180,7 +180,9 @@ def no_bucket(index: int) -> str:
 
 
 def test_failure_rates_by_hand() -> None:
-    history = count_failures(History(), [(3, "a", group(1.0, 1.0, 0.0, 0.0)), (4, "a", group(0.0))])
+    history = count_failures(
+        FailureRates(), [(3, "a", group(1.0, 1.0, 0.0, 0.0)), (4, "a", group(0.0))]
+    )
     assert failure_rate(history, 3, "a") == 0.5
     assert failure_rate(history, 4, "a") == 1.0
     assert failure_rate(history, 5, "a") == pytest.approx(3 / 5)  # unseen: as its bucket
@@ -207,7 +209,7 @@ def test_examples_that_say_nothing_have_no_bucket() -> None:
 
 def test_examples_are_drawn_as_the_formula_says() -> None:
     rates = {0: Rate(0.0, 4.0), 1: Rate(1.0, 4.0), 2: Rate(2.0, 4.0), 3: Rate(4.0, 4.0)}
-    history, temperature = History(examples=rates), 0.4
+    history, temperature = FailureRates(examples=rates), 0.4
     weights = [math.exp(-abs(d - 0.5) / temperature) for d in (0.0, 0.25, 0.5, 1.0, 0.5)]
     rng, draws = Random(0), 20_000
     found = Counter(
@@ -222,7 +224,13 @@ def test_examples_are_drawn_as_the_formula_says() -> None:
 def test_draws_do_not_repeat_and_spare_what_is_taken() -> None:
     def draw(count: int, taken: Sequence[int]) -> list[int]:
         return draw_near_half(
-            History(), no_bucket, size=10, rng=Random(1), count=count, temperature=0.1, taken=taken
+            FailureRates(),
+            no_bucket,
+            size=10,
+            rng=Random(1),
+            count=count,
+            temperature=0.1,
+            taken=taken,
         )
 
     assert sorted(draw(10, ())) == list(range(10))
@@ -237,7 +245,7 @@ def test_of_a_huge_task_a_random_part_is_looked_at() -> None:
         asked.append(index)
         return "even" if index % 2 == 0 else "odd"
 
-    history = History(buckets={"even": Rate(4.0, 8.0), "odd": Rate(0.0, 8.0)})
+    history = FailureRates(buckets={"even": Rate(4.0, 8.0), "odd": Rate(0.0, 8.0)})
     found = draw_near_half(history, bucket, size=10**12, rng=Random(0), count=300, temperature=0.02)
     assert len(set(found)) == 300
     assert len(asked) < 10_000

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, get_args
 
 import pytest
-import torch
 
 from forethought.config import parse_recipe
 from forethought.run import Run
@@ -20,7 +19,7 @@ from forethought.training.scores import needs_scores, score_rollouts
 from forethought.training.stages import start_run
 from test_reuse import as_sampled_by
 from test_training_units import TOKENIZER, close, gradient, learner_for, rl_recipe, some_rollouts
-from tiny_runs import rl_tables, save_tiny, tiny_policy
+from tiny_runs import rl_tables, tiny_policy
 
 # Right or wrong, so that some groups of a model of nothing have signal and some have none.
 REWARD = """
@@ -39,17 +38,7 @@ CHANGES: dict[str, dict[str, Any]] = {
 }
 
 
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return save_tiny(tmp_path_factory.mktemp("model") / "tiny")
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def recipe_of(model: Path, folder: Path, name: str) -> RlRecipe:

@@ -43,12 +43,7 @@ CRITIC_FREE = [name for name, algorithm in ALGORITHMS.items() if not algorithm.n
 TOKENIZER = tiny_tokenizer()
 
 
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def close(a: Any, b: Any, tolerance: float = 1e-6) -> bool:

@@ -46,7 +46,7 @@ class Rate:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class History:
+class FailureRates:
     """Failure rates by index of the example, and by bucket."""
 
     examples: Mapping[int, Rate] = field(default_factory=dict)
@@ -63,14 +63,14 @@ def bucket_of(example: Example) -> str:
     return " ".join(f"{k}={v}" for k, v in known.items() if isinstance(v, (str, int, float)))
 
 
-def failure_rate(history: History, index: int, bucket: str) -> float:
+def failure_rate(history: FailureRates, index: int, bucket: str) -> float:
     """d_q: of the example, else of its bucket, else 1/2."""
     rate = history.examples.get(index) or history.buckets.get(bucket)
     return rate.value if rate else 0.5
 
 
 def draw_near_half(
-    history: History,
+    history: FailureRates,
     bucket: Callable[[int], str],
     *,
     size: int,
@@ -95,7 +95,9 @@ def draw_near_half(
     return sorted(keys, key=lambda index: -keys[index])[:count]
 
 
-def count_failures(history: History, seen: Iterable[tuple[int, str, RolloutGroup]]) -> History:
+def count_failures(
+    history: FailureRates, seen: Iterable[tuple[int, str, RolloutGroup]]
+) -> FailureRates:
     """The history after a step's groups, (index, bucket, group) each; the ungraded do not count."""
     examples: dict[int, list[float]] = {}
     buckets: dict[str, list[float]] = {}
@@ -104,7 +106,7 @@ def count_failures(history: History, seen: Iterable[tuple[int, str, RolloutGroup
         examples.setdefault(index, []).extend(1.0 - s for s in scores)
         if bucket:
             buckets.setdefault(bucket, []).extend(1.0 - s for s in scores)
-    return History(
+    return FailureRates(
         examples=_faded(history.examples, examples), buckets=_faded(history.buckets, buckets)
     )
 

@@ -24,7 +24,6 @@ from forethought.sampling.draw import stable_seed
 from forethought.schema import RlRecipe
 from forethought.training.backward import backward
 from forethought.training.critic import update_critic
-from forethought.training.critique import score_tokens
 from forethought.training.faults import LossNotFinite
 from forethought.training.filters import worth_learning
 from forethought.training.footprint import Footprint, footprint
@@ -43,6 +42,7 @@ from forethought.training.scores import charge_rewards
 from forethought.training.subset import keep_most_varied
 from forethought.training.symptoms import pays_for_answers, symptoms_of
 from forethought.training.text import shuffled_index
+from forethought.training.token_scores import score_tokens
 from forethought.types import Example, Rollout, RolloutGroup, Task
 
 logger = logging.getLogger("forethought")

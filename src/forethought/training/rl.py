@@ -21,7 +21,6 @@ from forethought.run import Run
 from forethought.schema import RlRecipe
 from forethought.training.backward import backward
 from forethought.training.critic import load_critic, save_critic, update_critic
-from forethought.training.critique import score_tokens
 from forethought.training.example_scores import example_accuracies
 from forethought.training.faults import Fault, LossNotFinite, report_fault
 from forethought.training.filters import worth_learning
@@ -48,6 +47,7 @@ from forethought.training.rollouts import (
 )
 from forethought.training.scores import charge_rewards
 from forethought.training.selection import Source, gather, load_selection, save_selection
+from forethought.training.token_scores import score_tokens
 from forethought.training.update import apply_update
 from forethought.types import Example, RolloutGroup
 

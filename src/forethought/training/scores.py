@@ -122,7 +122,7 @@ def charge_rewards(learner: Learner, groups: Sequence[RolloutGroup]) -> list[Rol
     The sum of k1 is an unbiased estimate of the sequence's KL divergence, as RLOO has it (Ahmadian
     et al. 2024, arXiv 2402.14740); the second is maximum-entropy RL (Ziebart 2010; Haarnoja et al.
     2018). pi is what the sampler recorded. An ungraded rollout stays ungraded. With a critic every
-    token is charged for itself, in `training/critique.py`.
+    token is charged for itself, in `training/token_scores.py`.
     """
     recipe = learner.recipe
     wants_kl = learner.reference is not None and recipe.kl_in == "reward"

@@ -21,7 +21,7 @@ from pydantic import TypeAdapter
 
 from forethought.schema import RlRecipe
 from forethought.training.difficulty import (
-    History,
+    FailureRates,
     bucket_of,
     count_failures,
     draw_near_half,
@@ -54,7 +54,7 @@ class Selection:
 
     cursor: int = 0
     greso: Greso = field(default_factory=Greso)
-    history: History = field(default_factory=History)
+    history: FailureRates = field(default_factory=FailureRates)
     buffer: tuple[Kept, ...] = ()
 
 

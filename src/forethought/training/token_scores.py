@@ -1,4 +1,4 @@
-"""What a critic makes of new rollouts: an advantage for every token, before anything is learned."""
+"""What an update needs to know of every token of new rollouts, by a critic where there is one."""
 
 from __future__ import annotations
 
