@@ -57,7 +57,7 @@ def preflight_lines(found: Preflight) -> list[str]:
         "memory": _memory(found),
     }
     heading = (
-        f"Preflight: {found.num_problems} problems of {found.task}, {found.group_size} samples "
+        f"Preflight: {found.num_groups} groups of {found.task}, {found.group_size} samples "
         f"each, {format_seconds(found.seconds.total)}"
     )
     return [heading, *(f"  {name:<8}{text}" for name, text in rows.items())]

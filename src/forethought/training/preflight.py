@@ -80,7 +80,7 @@ class Preflight:
     """What the rollouts show; docs/training.md defines every field."""
 
     task: str
-    num_problems: int
+    num_groups: int
     group_size: int
     num_steps: int
     accuracy: float | None
@@ -136,8 +136,9 @@ def fly(learner: Learner) -> Preflight:
 
 
 def preflight_examples(task: Task, recipe: RlRecipe) -> list[Example]:
-    """Different problems from all over the task, no more than a step has."""
-    count = min(recipe.preflight_problems, recipe.prompts_per_step, len(task))
+    """Problems from all over the task, no more than a step has. A task of fewer deals them again,
+    as a step does: one problem and 8 samples say too little of it."""
+    count = min(recipe.preflight_problems, recipe.prompts_per_step)
     seed = stable_seed("preflight", recipe.seed)
     return [task[shuffled_index(len(task), seed, i)] for i in range(count)]
 
@@ -184,7 +185,7 @@ def _summary(
     is_scored = any(r.grade is not None and r.grade.score is not None for r in rollouts)
     return Preflight(
         task=recipe.task,
-        num_problems=len(groups),
+        num_groups=len(groups),
         group_size=size,
         num_steps=recipe.num_steps,
         accuracy=fmean(chain.from_iterable(right)) if is_scored else None,
