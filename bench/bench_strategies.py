@@ -18,7 +18,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
-from statistics import fmean
+from statistics import fmean, median
 from typing import Any
 
 from forethought.evaluation.curves import Cell, compare, sweep
@@ -135,17 +135,24 @@ def run_part(part: str) -> Raw:
 
 
 def speed(engine: LocalEngine, task: Task) -> Raw:
-    """Tokens a second of majority 16, straight through the engine and by the driver."""
+    """Tokens a second of majority 16, straight through the engine and by the driver: medians of
+    three runs in turn, after one that does not count."""
     params = SamplingParams(max_tokens=MAX_TOKENS)
     problems = [problem_of(task[i], params, engine.capabilities) for i in range(len(task))]
     asked = [Request(messages=p.messages, params=replace(p.params, n=VOTES)) for p in problems]
-    began = time.perf_counter()
-    groups = engine.generate(asked)
-    seconds = time.perf_counter() - began
-    raw = sum((c.usage for group in groups for c in group), start=Usage()).sampled_tokens / seconds
-    cell = measure(engine, task, {"majority": VOTING["majority"]}, 0)["majority"]
-    driven = cell.usage.sampled_tokens / cell.seconds
-    return {"raw": raw, "driven": driven, "share_percent": 100 * driven / raw}
+    engine.generate(asked)
+    raw, driven = [], []
+    for _ in range(3):
+        began = time.perf_counter()
+        groups = engine.generate(asked)
+        seconds = time.perf_counter() - began
+        usage = sum((c.usage for group in groups for c in group), start=Usage())
+        raw.append(usage.sampled_tokens / seconds)
+        cell = measure(engine, task, {"majority": VOTING["majority"]}, 0)["majority"]
+        driven.append(cell.usage.sampled_tokens / cell.seconds)
+    share = 100 * median(driven) / median(raw)
+    return {"raw": median(raw), "driven": median(driven), "share_percent": share,
+            "raw_runs": raw, "driven_runs": driven}  # fmt: skip
 
 
 def table(cells: Mapping[str, Cell], base: str) -> Raw:
@@ -198,7 +205,9 @@ def summary_of(parts: Mapping[str, Raw]) -> dict[str, Any]:
                 row["samples_percent"] = round(100 * row["completions"] / VOTES, 1)
             summary.setdefault(kind, {})[family] = rows | {"num_seeds": len(group)}
     if "speed" in parts:
-        summary["speed"] = {key: round(value, 1) for key, value in parts["speed"].items()}
+        summary["speed"] = {
+            key: round(parts["speed"][key], 1) for key in ("raw", "driven", "share_percent")
+        }
     return summary
 
 
