@@ -2,8 +2,9 @@
 
     python bench/bench_step.py [--repeats 3] [--quick]
 
-The workload is `step_workload.py`'s. Both sides run in turn, each repeat in a process of its own
-that makes two steps, of which the second counts. TRL is tried in float32 and bfloat16, in micro-
+The workload is `step_workload.py`'s. Both sides run in turn, each repeat in a process of its own.
+TRL makes two steps, of which the second counts; ours makes eight, once through the prompts, and
+gives the mean of all but the first. TRL is tried in float32 and bfloat16, in micro-
 batches of 32 and of 8, and with transformers' continuous batching; its fastest setting is the peer
 and is measured again in turn with ours. TRL's environment is .bench/trl (make bench-env), where the
 trial's results are kept for the next time. Writes
@@ -38,7 +39,7 @@ LIMIT = 300.0  # seconds for a TRL setting (two steps and its start) before it i
 RECIPE = """
 stage = "rl"
 run_dir = "{run}"
-seed = 7  # with it, two of the four prompts of either step are dead
+seed = 7
 model = "{folder}/model"
 task = "jsonl:{folder}/prompts.jsonl"
 num_steps = {steps}
@@ -48,7 +49,7 @@ max_tokens = {max_tokens}
 stop_at_boxed = false
 estimator = "grpo"
 eval_problems = 0
-max_batch_tokens = 2048
+max_batch_tokens = 1024
 rollout_dtype = "{rollout_dtype}"
 [optimizer]
 learning_rate = 1e-6
@@ -72,7 +73,7 @@ def run_measured(command: list[str], limit: float) -> tuple[str, float] | None:
         return (output.read(), usage.ru_maxrss / 1024) if process.returncode == 0 else None
 
 
-def ours(folder: Path, rollout_dtype: str, steps: int = 2) -> dict[str, float]:
+def ours(folder: Path, rollout_dtype: str, steps: int = work.NUM_STEPS) -> dict[str, float]:
     with tempfile.TemporaryDirectory() as temporary:
         run = Path(temporary) / "run"
         recipe = Path(temporary) / "recipe.toml"
@@ -94,25 +95,32 @@ def ours(folder: Path, rollout_dtype: str, steps: int = 2) -> dict[str, float]:
             sys.exit("error: our own step failed; run its recipe by hand")
         lines = (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
     rows = [json.loads(line) for line in lines]
-    last, before = rows[-1], rows[-2] if steps > 1 else {}
-    totals = {n: last[n] - before.get(n, 0.0) for n in last if n.startswith("total/")}
-    return describe(last | totals) | {"peak_megabytes": found[1]}
+    return describe(rows) | {"peak_megabytes": found[1]}
 
 
-def describe(step: dict[str, float]) -> dict[str, float]:
-    """The counts of a step: its prompts are prefilled once, in one padded batch."""
-    rollouts = work.PROMPTS_PER_STEP * work.GROUP_SIZE
-    sampled = step["total/sampled_tokens"]
-    decoded = sampled - rollouts
+def describe(rows: list[dict[str, float]]) -> dict[str, float]:
+    """A step on average, the first left out where there are more. Its prompts are prefilled once,
+    in one padded batch."""
+    counted = rows[1:] or rows
+    first = rows[0] if len(rows) > 1 else {}
+
+    def mean(name: str) -> float:
+        return statistics.fmean(row[name] for row in counted)
+
+    def total(name: str) -> float:
+        return (rows[-1][f"total/{name}"] - first.get(f"total/{name}", 0.0)) / len(counted)
+
+    sampled = total("sampled_tokens")
+    decoded = sampled - work.PROMPTS_PER_STEP * work.GROUP_SIZE
     prefilled = work.PROMPTS_PER_STEP * 128  # at most
     return {
-        "seconds": step["time/step_seconds"],
-        "sample_seconds": step["time/sample_seconds"],
-        "update_seconds": step["time/update_seconds"],
+        "seconds": mean("time/step_seconds"),
+        "sample_seconds": mean("time/sample_seconds"),
+        "update_seconds": mean("time/update_seconds"),
         "sampled_tokens": sampled,
         "decoded_rows": decoded,
-        "backbone_positions": prefilled + decoded + step["total/computed_tokens"],
-        "head_positions": work.PROMPTS_PER_STEP + decoded + step["total/learned_tokens"],
+        "backbone_positions": prefilled + decoded + total("computed_tokens"),
+        "head_positions": work.PROMPTS_PER_STEP + decoded + total("learned_tokens"),
     }
 
 

@@ -24,7 +24,15 @@ from forethought.sampling import products
 from forethought.sampling.cache import prefill
 from forethought.sampling.decoder import Decoder, has_lean_step
 from forethought.sampling.lean import LeanModel
-from forethought.sampling.products import Half, Int8, Packed, Plain, Weights, can_multiply
+from forethought.sampling.products import (
+    Half,
+    Int8,
+    Packed,
+    Plain,
+    Weights,
+    can_multiply,
+    product_of,
+)
 from forethought.sampling.shared_cache import SharedCache
 from forethought.types import Request
 from test_sampling import make_engine, prompt_of, sampled
@@ -113,6 +121,18 @@ def test_coarser_weights_stay_near_the_full_forward_pass(
     assert 1e-5 < walk(model, lean, 6) < bound
 
 
+@pytest.mark.skipif(not can_multiply("float16"), reason="no float16 product here")
+def test_a_matrix_packed_in_parts_is_the_same_matrix(monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.manual_seed(0)
+    monkeypatch.setattr(products, "_WORTH_PACKING", 0)
+    layer, x = nn.Linear(64, 97), torch.randn(5, 64)
+    found = []
+    for worth_splitting in (0, 1 << 30):
+        monkeypatch.setattr(products, "_WORTH_SPLITTING", worth_splitting)
+        found.append(product_of([layer], "float16")(x))
+    assert torch.equal(*found)
+
+
 def test_a_family_or_an_attention_without_a_lean_step_decodes_through_its_own() -> None:
     assert has_lean_step(build("llama"))
     assert not has_lean_step(MistralForCausalLM(MistralConfig(**SHAPE)))
@@ -124,9 +144,12 @@ def test_a_family_or_an_attention_without_a_lean_step_decodes_through_its_own() 
 
 @pytest.mark.skipif(not can_multiply("int8"), reason="no int8 product here")
 @torch.inference_mode()
-def test_a_row_in_int8_is_the_same_whoever_else_is_in_the_batch() -> None:
+def test_a_row_in_int8_is_the_same_whoever_else_is_in_the_batch(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     torch.manual_seed(0)
-    product = Int8.of([nn.Linear(64, 96)])
+    monkeypatch.setattr(products, "_WORTH_PACKING", 0)
+    product = product_of([nn.Linear(64, 96)], "int8")
     x = torch.randn(7, 64) * torch.logspace(-3, 3, 7)[:, None]
     together = product(x)
     for row, wanted in zip(x, together, strict=True):

@@ -125,6 +125,7 @@ def test_short_rows_leave_a_large_batch_but_not_a_small_one() -> None:
         return [tuple(b.input_ids.shape) for b in batches]
 
     assert shapes([10, 10, 2, 2]) == [(4, 10)]  # few cells: padding is cheaper than a batch
+    assert shapes([900, 500]) == [(1, 900), (1, 500)]  # few cells, but 400 of padding
     assert shapes([100] * 20 + [70] * 20) == [(20, 100), (20, 70)]  # 70 < 0.8 * 100
     assert shapes([100] * 20 + [90] * 20) == [(40, 100)]
 

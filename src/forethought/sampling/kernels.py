@@ -89,16 +89,44 @@ def add(hidden: Any, more: Any) -> None:
 
 @_compiled
 def scale_rows(x: Any, out: Any, largest: Any) -> None:
-    """Each row of x (n, K) over its largest magnitude, which goes into largest (n, 1)."""
+    """Each row of x (n, K) over its largest magnitude, which goes into largest (n,)."""
     rows, width = x.shape
     for r in range(rows):
-        top = _SMALLEST
-        for i in range(width):
-            top = max(top, abs(x[r, i]))
-        largest[r, 0] = top
-        factor = _ONE / top
+        largest[r] = _largest(x[r])
+        factor = _ONE / largest[r]
         for i in range(width):
             out[r, i] = x[r, i] * factor
+
+
+@_compiled
+def rescale(y: Any, rows: Any, columns: Any) -> None:
+    """y (n, N) times the scale of its row, (n,), and of its column, (N,)."""
+    count, width = y.shape
+    for r in range(count):
+        for j in range(width):
+            y[r, j] *= rows[r] * columns[j]
+
+
+@_compiled
+def to_levels(weight: Any, top: int, levels: Any, scales: Any) -> None:
+    """Each row of weight (N, K) as whole numbers from -top to top, levels (N, K) int8, times a
+    scale (N,)."""
+    rows, width = weight.shape
+    for r in range(rows):
+        largest = _largest(weight[r])
+        scales[r] = largest / np.float32(top)
+        factor = np.float32(top) / largest
+        for i in range(width):
+            levels[r, i] = np.int8(np.rint(weight[r, i] * factor))
+
+
+@_compiled
+def _largest(x: Any) -> Any:
+    """The largest magnitude in x, and never 0."""
+    top = _SMALLEST
+    for i in range(len(x)):
+        top = max(top, abs(x[i]))
+    return top
 
 
 @_compiled

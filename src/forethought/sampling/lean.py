@@ -21,7 +21,7 @@ from transformers import PreTrainedModel
 
 from forethought.machine import usable_cores
 from forethought.sampling import kernels
-from forethought.sampling.products import Product, Weights, product_of
+from forethought.sampling.products import Product, Weights, products_of
 from forethought.sampling.shared_cache import Floats, Indices, SharedCache
 
 _WORTH_SHARING = 2_000_000  # products: some 0.7 ms of one core, ten times what a thread costs
@@ -102,11 +102,16 @@ class LeanModel:
         they stay as they are."""
         base: Any = model.base_model
         caller: Any = model
+        stacks = [stack for layer in base.layers for stack in _stacks(layer)]
+        *products, head = products_of([*stacks, [caller.get_output_embeddings()]], weights)
         return LeanModel(
             model=model,
-            blocks=tuple(_block(layer, weights) for layer in base.layers),
+            blocks=tuple(
+                _block(layer, *products[_STACKS * i : _STACKS * (i + 1)])
+                for i, layer in enumerate(base.layers)
+            ),
             norm=Norm.of(base.norm),
-            head=product_of([caller.get_output_embeddings()], weights),
+            head=head,
             num_heads=int(caller.config.num_attention_heads),
             num_kv_heads=int(caller.config.num_key_value_heads),
             head_dim=int(base.layers[0].self_attn.head_dim),
@@ -194,24 +199,33 @@ class LeanModel:
         kernels.add(hidden, block.down(torch.from_numpy(gated)).numpy())
 
 
-def _block(layer: Any, weights: Weights | None) -> Block:
+_STACKS = 4  # products of a layer
+
+
+def _stacks(layer: Any) -> list[list[nn.Module]]:
+    """The layers of a block that have one input, side by side."""
     attention, mlp = layer.self_attn, layer.mlp
+    return [
+        [attention.q_proj, attention.k_proj, attention.v_proj],
+        [attention.o_proj],
+        [mlp.gate_proj, mlp.up_proj],
+        [mlp.down_proj],
+    ]
 
-    def product(*layers: nn.Module) -> Product:
-        return product_of(layers, weights)
 
+def _block(layer: Any, heads: Product, output: Product, gate_up: Product, down: Product) -> Block:
     def norm(module: Any) -> Norm | None:
         return None if module is None else Norm.of(module)
 
     return Block(
         attention_norm=Norm.of(layer.input_layernorm),
-        heads=product(attention.q_proj, attention.k_proj, attention.v_proj),
-        query_norm=norm(getattr(attention, "q_norm", None)),
-        key_norm=norm(getattr(attention, "k_norm", None)),
-        output=product(attention.o_proj),
+        heads=heads,
+        query_norm=norm(getattr(layer.self_attn, "q_norm", None)),
+        key_norm=norm(getattr(layer.self_attn, "k_norm", None)),
+        output=output,
         mlp_norm=Norm.of(layer.post_attention_layernorm),
-        gate_up=product(mlp.gate_proj, mlp.up_proj),
-        down=product(mlp.down_proj),
+        gate_up=gate_up,
+        down=down,
     )
 
 

@@ -7,15 +7,20 @@ A packed matrix stands in the order in which it will be read, in float32, float1
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cache
 from typing import Any, Literal, Protocol
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
+from forethought.machine import usable_cores
+
 _WORTH_PACKING = 1 << 18
+_WORTH_SPLITTING = 1 << 22
 _TYPICAL_ROWS = 64  # what the packed order is chosen for; others work too
 
 
@@ -31,13 +36,34 @@ class Product(Protocol):
 def product_of(layers: Sequence[nn.Module], weights: Weights | None) -> Product:
     """The product of these layers with weights in that format: packed where the layers are plain,
     large and float32; never with None."""
+    [product] = products_of([layers], weights)
+    return product
+
+
+def products_of(many: Sequence[Sequence[nn.Module]], weights: Weights | None) -> list[Product]:
+    """`product_of` all of them, several packed at a time: packing is work of one thread."""
+    if weights is None or not can_multiply(weights):
+        return [Plain(tuple(layers)) for layers in many]
+    with warnings.catch_warnings(), ThreadPoolExecutor(usable_cores(), "pack") as pool:
+        warnings.simplefilter("ignore")  # torch 2.13 says that its quantized tensors will go
+        making = [
+            _KINDS[weights].packing(pool, layers) if _can_pack(layers) else None for layers in many
+        ]
+        return [
+            Plain(tuple(layers)) if packed is None else packed()
+            for layers, packed in zip(many, making, strict=True)
+        ]
+
+
+def _can_pack(layers: Sequence[nn.Module]) -> bool:
     parameters = [p for layer in layers for p in layer.parameters()]
     is_plain = all(type(layer) is nn.Linear for layer in layers)
     is_wide = all(p.dtype == torch.float32 and p.device.type == "cpu" for p in parameters)
-    is_large = sum(p.numel() for p in parameters) >= _WORTH_PACKING
-    if weights and is_plain and is_wide and is_large and can_multiply(weights):
-        return _KINDS[weights].of(layers)
-    return Plain(tuple(layers))
+    return is_plain and is_wide and _num_weights(layers) >= _WORTH_PACKING
+
+
+def _num_weights(layers: Sequence[nn.Module]) -> int:
+    return sum(p.numel() for layer in layers for p in layer.parameters())
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,10 +87,10 @@ class Packed:
 
     @staticmethod
     @torch.no_grad()
-    def of(layers: Sequence[nn.Module]) -> Packed:
+    def packing(_: ThreadPoolExecutor, layers: Sequence[nn.Module]) -> Callable[[], Packed]:
         weight, bias = _side_by_side(layers)
         packed = torch.ops.mkldnn._reorder_linear_weight(weight, _TYPICAL_ROWS)
-        return Packed(packed, bias)
+        return lambda: Packed(packed, bias)
 
     def __call__(self, x: Tensor) -> Tensor:
         product = torch.ops.mkldnn._linear_pointwise
@@ -75,25 +101,35 @@ class Packed:
 @dataclass(frozen=True, slots=True)
 class Half:
     """The layers side by side with float16 weights, packed by FBGEMM; sums stay in float32. Half
-    the bytes to read, which is what a step of few rows waits for."""
+    the bytes to read, which is what a step of few rows waits for. A very large matrix, as a head
+    is, stands in parts, so that several threads can pack it."""
 
-    packed: Any
+    parts: tuple[Any, ...]
 
     @staticmethod
-    @torch.no_grad()
-    def of(layers: Sequence[nn.Module]) -> Half:
-        weight, bias = _side_by_side(layers)
-        return Half(torch.ops.quantized.linear_prepack_fp16(weight, bias))
+    def packing(pool: ThreadPoolExecutor, layers: Sequence[nn.Module]) -> Callable[[], Half]:
+        is_large = _num_weights(layers) >= _WORTH_SPLITTING
+        count = usable_cores() if is_large else 1
+        parts = [pool.submit(_pack_half, layers, part, count) for part in range(count)]
+        return lambda: Half(tuple(part.result() for part in parts))
 
     def __call__(self, x: Tensor) -> Tensor:
-        y: Tensor = torch.ops.quantized.linear_dynamic_fp16(x, self.packed)
-        return y
+        product = torch.ops.quantized.linear_dynamic_fp16
+        found = [product(x, part) for part in self.parts]
+        return torch.cat(found, dim=1) if len(found) > 1 else found[0]
+
+
+@torch.no_grad()
+def _pack_half(layers: Sequence[nn.Module], part: int, count: int) -> Any:
+    """Part number `part` of `count` of the matrix, packed."""
+    weight, bias = _side_by_side(layers)
+    bias = None if bias is None else bias.tensor_split(count)[part]
+    return torch.ops.quantized.linear_prepack_fp16(weight.tensor_split(count)[part], bias)
 
 
 # Weights keep 7 bits and activations 8: x86 processors without VNNI add two products of 8 bits into
 # 16 and would overflow with more.
 _WEIGHT_LEVELS, _INPUT_LEVELS, _INPUT_ZERO = 63, 127, 128
-_SMALLEST = 1e-12
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,29 +139,43 @@ class Int8:
     """
 
     packed: Any
+    scales: Tensor  # (N,), of the weights
     bias: Tensor | None
 
     @staticmethod
-    @torch.no_grad()
-    def of(layers: Sequence[nn.Module]) -> Int8:
-        weight, bias = _side_by_side(layers)
-        scales = weight.abs().amax(dim=1).clamp(min=_SMALLEST) / _WEIGHT_LEVELS
-        levels = (weight / scales[:, None]).round_().to(torch.int8)
-        zeros = torch.zeros(len(scales), dtype=torch.int64)
-        with warnings.catch_warnings():  # torch 2.13 says that its quantized tensors will go
-            warnings.simplefilter("ignore")
-            quantized = torch._make_per_channel_quantized_tensor(levels, scales.double(), zeros, 0)
-            packed = torch.ops.quantized.linear_prepack(quantized, None)
-        return Int8(packed, bias)
+    def packing(pool: ThreadPoolExecutor, layers: Sequence[nn.Module]) -> Callable[[], Int8]:
+        return pool.submit(_pack_int8, layers).result
 
     def __call__(self, x: Tensor) -> Tensor:
-        from forethought.sampling.kernels import scale_rows  # numba is an extra
-
-        scaled, largest = torch.empty_like(x), torch.empty(len(x), 1)
-        scale_rows(x.numpy(), scaled.numpy(), largest.numpy())
-        product: Any = torch.ops.quantized.linear_with_input_q_dq_qweight_dq_output_fp32
-        y: Tensor = product(scaled, 1 / _INPUT_LEVELS, _INPUT_ZERO, self.packed).mul_(largest)
+        scaled, largest = torch.empty_like(x), torch.empty(len(x))
+        _kernels().scale_rows(x.numpy(), scaled.numpy(), largest.numpy())
+        y: Tensor = _int8_product()(scaled, 1 / _INPUT_LEVELS, _INPUT_ZERO, self.packed)
+        _kernels().rescale(y.numpy(), largest.numpy(), self.scales.numpy())
         return y if self.bias is None else y.add_(self.bias)
+
+
+@torch.no_grad()
+def _pack_int8(layers: Sequence[nn.Module]) -> Int8:
+    """One scale for the whole matrix in FBGEMM's eyes: with one a channel it would read them one by
+    one, which takes as long as packing."""
+    weight, bias = _side_by_side(layers)
+    levels, scales = torch.empty(weight.shape, dtype=torch.int8), torch.empty(len(weight))
+    _kernels().to_levels(weight.numpy(), _WEIGHT_LEVELS, levels.numpy(), scales.numpy())
+    quantized = torch._make_per_tensor_quantized_tensor(levels, 1.0, 0)
+    return Int8(torch.ops.quantized.linear_prepack(quantized, None), scales, bias)
+
+
+@cache
+def _int8_product() -> Any:
+    return torch.ops.quantized.linear_with_input_q_dq_qweight_dq_output_fp32
+
+
+@cache
+def _kernels() -> Any:
+    """The compiled passes: numba is an extra."""
+    from forethought.sampling import kernels
+
+    return kernels
 
 
 _KINDS: Mapping[Weights, type[Packed] | type[Half] | type[Int8]] = {
@@ -136,11 +186,16 @@ _KINDS: Mapping[Weights, type[Packed] | type[Half] | type[Int8]] = {
 
 
 def _side_by_side(layers: Sequence[Any]) -> tuple[Tensor, Tensor | None]:
-    """The weights (N, K) of linear layers one below the other, and their biases."""
-    weight = torch.cat([layer.weight for layer in layers]) if len(layers) > 1 else layers[0].weight
+    """The weights (N, K) of linear layers one below the other, and their biases; by numpy, which
+    starts no threads of its own inside one that packs."""
+    weights = [layer.weight.detach() for layer in layers]
     biases = [layer.bias for layer in layers]
-    bias = None if any(b is None for b in biases) else torch.cat(biases)
-    return weight.detach(), bias
+    weight = weights[0] if len(weights) == 1 else _below(weights)
+    return weight, None if any(b is None for b in biases) else _below([b.detach() for b in biases])
+
+
+def _below(tensors: Sequence[Tensor]) -> Tensor:
+    return torch.from_numpy(np.concatenate([tensor.numpy() for tensor in tensors]))
 
 
 @cache
@@ -152,7 +207,9 @@ def can_multiply(weights: Weights) -> bool:
         layer.weight.copy_(torch.linspace(-1, 1, 96 * 64).view(96, 64).sin())
         wanted = layer(x)
         try:
-            y = _KINDS[weights].of([layer])(x)
+            with warnings.catch_warnings(), ThreadPoolExecutor(1) as pool:
+                warnings.simplefilter("ignore")
+                y = _KINDS[weights].packing(pool, [layer])()(x)
         except (RuntimeError, AttributeError, NotImplementedError, TypeError, ImportError):
             return False
         return bool((y - wanted).abs().max() < 0.05 * wanted.abs().max())

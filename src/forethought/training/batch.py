@@ -20,7 +20,8 @@ from forethought.training.strips import Row, Strip, lay_out
 
 # a batch ends early where rows become this much shorter than its first: padding is not computed
 _MIN_WIDTH_RATIO = 0.8
-_MIN_CELLS = 1024  # ... unless it is still so small that starting another would cost more
+# ... unless it is still so small, and padded so little, that starting another would cost more
+_MIN_CELLS, _MAX_PADDING = 1024, 128
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -71,9 +72,11 @@ def pack_batches(
 def _batch_size(lengths: Sequence[int], max_batch_tokens: int) -> int:
     """How many of the strips, longest first, go into one batch."""
     width = lengths[0]
-    count = 1
+    count, padding = 1, 0
     while count < len(lengths) and (count + 1) * width <= max_batch_tokens:
-        if lengths[count] < _MIN_WIDTH_RATIO * width and count * width >= _MIN_CELLS:
+        padding += width - lengths[count]
+        is_worth_ending = count * width >= _MIN_CELLS or padding > _MAX_PADDING
+        if lengths[count] < _MIN_WIDTH_RATIO * width and is_worth_ending:
             break
         count += 1
     return count
