@@ -8,7 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from forethought.sampling.draw import Drawn, draw_tokens, row_uniforms, stable_seed
+from forethought.sampling.draw import Drawn, Kinds, draw_tokens, row_uniforms, stable_seed
+from forethought.types import SamplingParams
 
 LOGITS = st.lists(st.floats(-30, 30, width=32), min_size=1, max_size=40)
 UNIFORM = st.floats(0, 1, exclude_max=True, width=32)
@@ -23,7 +24,13 @@ def draw(rows: list[list[float]], temperature: float, top_p: float, uniforms: li
         torch.full((number,), temperature),
         torch.full((number,), top_p),
         torch.tensor(uniforms),
+        kinds=kinds_of([temperature], [top_p]),
     )
+
+
+def kinds_of(temperatures: list[float], top_ps: list[float]) -> Kinds:
+    pairs = zip(temperatures, top_ps, strict=True)
+    return Kinds.of([SamplingParams(temperature=t, top_p=p) for t, p in pairs])
 
 
 def stratified(number: int) -> list[float]:
@@ -109,7 +116,8 @@ def test_a_row_does_not_see_its_neighbours(
     logits, temperatures, top_ps, uniforms = (
         torch.tensor(column) for column in zip(*rows, strict=True)
     )
-    together = draw_tokens(logits, temperatures, top_ps, uniforms)
+    kinds = kinds_of(temperatures.tolist(), top_ps.tolist())
+    together = draw_tokens(logits, temperatures, top_ps, uniforms, kinds=kinds)
     for i, (row, temperature, top_p, uniform) in enumerate(rows):
         alone = draw([row], temperature, top_p, [uniform])
         assert together.token_ids[i] == alone.token_ids[0]

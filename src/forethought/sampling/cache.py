@@ -97,11 +97,12 @@ class SlotCache(Cache):
         is_same = (self.dtype, self.device) == (model.dtype, model.device)
         return is_same and rows <= self.max_rows and columns <= self.max_columns
 
-    def begin_step(self, lengths: Tensor) -> Tensor:
-        """Set where this step writes: row r at column lengths[r]. Returns the mask (n, 1, 1, W)."""
+    def begin_step(self, lengths: Tensor, width: int) -> Tensor:
+        """Set where this step writes: row r at column lengths[r], of `width` that are looked at.
+        Returns the mask (n, 1, 1, W)."""
         self.row_index = torch.arange(len(lengths), device=lengths.device)
         self.write_columns = lengths
-        self.width = int(lengths.max()) + 1
+        self.width = width
         columns = torch.arange(self.width, device=lengths.device)
         return (columns[None, :] <= lengths[:, None])[:, None, None, :]
 
@@ -156,10 +157,23 @@ def decode(
     model: PreTrainedModel, cache: SlotCache, token_ids: Sequence[int], lengths: Sequence[int]
 ) -> Tensor:
     """Feed one token a live row, whose cache holds lengths[r] tokens: logits (n, V)."""
-    positions = torch.tensor(lengths, device=model.device)
-    mask = attention_mask(model, cache.begin_step(positions))
+    return decode_at(
+        model,
+        cache,
+        torch.tensor(token_ids, device=model.device),
+        torch.tensor(lengths, device=model.device),
+        max(lengths) + 1,
+    )
+
+
+def decode_at(
+    model: PreTrainedModel, cache: SlotCache, token_ids: Tensor, positions: Tensor, width: int
+) -> Tensor:
+    """The same of tensors (n,) on the model's device, whose values the host does not look at: no
+    position may reach `width`. Logits (n, V)."""
+    mask = attention_mask(model, cache.begin_step(positions, width))
     hidden = model.base_model(
-        input_ids=torch.tensor(token_ids, device=model.device)[:, None],
+        input_ids=token_ids[:, None],
         attention_mask=mask,
         position_ids=positions[:, None],
         past_key_values=cache,

@@ -16,6 +16,8 @@ from transformers import PreTrainedModel
 from forethought.machine import describe_machine
 from forethought.sampling.cache import SlotCache, decode, row_bytes
 from forethought.sampling.products import Weights
+from forethought.sampling.rows import Row
+from forethought.sampling.stretch import Stretch, Stretches
 
 if TYPE_CHECKING:
     from forethought.sampling.lean import LeanModel
@@ -41,6 +43,7 @@ class Decoder:
             tuple[int, int]
         ] = []  # where the weights stood that copies were made of
         self._cache: SlotCache | None = None
+        self._stretches: Stretches | None = None
 
     def open(self, num_rows: int, prompt: int, own: int, columns: int) -> SlotCache | SharedCache:
         """A cache for at most `num_rows` rows, fewer where memory is short: prompts of up to
@@ -78,9 +81,24 @@ class Decoder:
         assert self._lean is not None, "only a lean model has a shared cache"
         return self._lean.decode(cache, token_ids, lengths)
 
+    def stretch(self, cache: SlotCache | SharedCache, rows: Sequence[Row]) -> Stretch | None:
+        """Several tokens more for each live row, where the host would be waited for otherwise and
+        need not look at every token; else None."""
+        needs_looks = any(r.params.top_logprobs or r.params.max_seconds is not None for r in rows)
+        if not self._is_ahead or needs_looks or not isinstance(cache, SlotCache):
+            return None
+        if self._stretches is None or not self._stretches.is_of(cache):
+            self._stretches = Stretches(self._model, cache)
+        return self._stretches.run(rows)
+
+    @property
+    def _is_ahead(self) -> bool:
+        return self._model.device.type == "cuda"
+
     def release(self) -> None:
         """Give back the cache and the packed copies; they are made anew when needed."""
         self._cache, self._lean, self._packed_of = None, None, []
+        self._stretches = None
 
 
 def has_lean_step(model: PreTrainedModel) -> bool:

@@ -5,9 +5,12 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
+
+from forethought.types import SamplingParams
 
 
 def stable_seed(*parts: object) -> int:
@@ -37,31 +40,52 @@ class Drawn:
     confidences: Sequence[float] = ()
 
 
+class Kinds(NamedTuple):
+    """What the host knows of a batch's draws, so that no value must be read back from a device."""
+
+    is_tempered: bool  # a temperature is not 1
+    any_greedy: bool
+    all_greedy: bool
+    any_top_p: bool  # a row cuts its distribution
+
+    @staticmethod
+    def of(params: Sequence[SamplingParams]) -> Kinds:
+        greedy = [p.temperature == 0 for p in params]
+        return Kinds(
+            is_tempered=any(p.temperature != 1 for p in params),
+            any_greedy=any(greedy),
+            all_greedy=all(greedy),
+            any_top_p=any(p.top_p < 1 for p in params),
+        )
+
+
 def draw_tokens(
     logits: Tensor,
     temperature: Tensor,
     top_p: Tensor,
     uniforms: Tensor,
     num_top: Sequence[int] = (),
+    *,
+    kinds: Kinds,
 ) -> Drawn:
     """Sample one token a row.
 
-    logits: (n, V) float32; temperature, top_p, uniforms: (n,). Temperature 0 takes the largest
-    logit and reports its log-probability at temperature 1. Log-probabilities are those of the
-    distribution at the row's temperature before top_p cuts it; so are the confidences, each over
-    the row's `num_top` likeliest tokens.
+    logits: (n, V) float32; temperature, top_p, uniforms: (n,), of the `kinds`. Temperature 0 takes
+    the largest logit and reports its log-probability at temperature 1. Log-probabilities are those
+    of the distribution at the row's temperature before top_p cuts it; so are the confidences, each
+    over the row's `num_top` likeliest tokens.
     """
     greedy = temperature == 0
-    if not bool((temperature == 1).all()):
+    if kinds.is_tempered:
         # a temperature as good as 0 must not overflow
         logits = logits / torch.where(greedy, 1.0, temperature.clamp(min=_LOWEST))[:, None]
     weights = logits.softmax(dim=-1)  # (n, V)
-    if bool(greedy.all()):
+    if kinds.all_greedy:
         token_ids = logits.argmax(dim=-1)
     else:
-        kept = _nucleus(weights, top_p) if bool((top_p < 1).any()) else weights
+        kept = _nucleus(weights, top_p) if kinds.any_top_p else weights
         token_ids = _pick(kept, uniforms)
-        if bool(greedy.any()):
+        if kinds.any_greedy:
             token_ids = torch.where(greedy, logits.argmax(dim=-1), token_ids)
     logprobs = weights.gather(1, token_ids[:, None])[:, 0].log()
     return Drawn(token_ids, logprobs, _confidences(weights, num_top) if any(num_top) else ())

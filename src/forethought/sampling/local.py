@@ -32,13 +32,14 @@ from forethought.sampling.cache import (
     sliding_window,
 )
 from forethought.sampling.decoder import Decoder
-from forethought.sampling.draw import draw_tokens, row_uniforms
+from forethought.sampling.draw import Kinds, draw_tokens, row_uniforms
 from forethought.sampling.pieces import OnPiece, Pieces
 from forethought.sampling.products import Weights
 from forethought.sampling.prompts import encode_prompt
 from forethought.sampling.rows import Batch, Prompt, Row
 from forethought.sampling.shared_cache import SharedCache
 from forethought.sampling.stopping import StopChecker, text_before
+from forethought.sampling.stretch import Stretch
 from forethought.types import (
     Capabilities,
     Completion,
@@ -166,11 +167,19 @@ class LocalEngine:
             fit_threads()
             if live:
                 start = time.perf_counter()
-                last_ids = [row.token_ids[-1] for row in live]
-                lengths = [row.length for row in live]
-                self._draw(self._decoder.step(batch.cache, last_ids, lengths), live)
+                further = self._advance(batch)
                 batch.step_seconds = batch.spend(start)
-                yield from self._retire(batch, range(len(live)))
+                yield from self._retire(batch, range(len(live)), further)
+
+    def _advance(self, batch: Batch) -> Stretch | None:
+        """One more token for every live row; or a stretch of them, which no row has taken yet."""
+        live = batch.live
+        stretch = self._decoder.stretch(batch.cache, live)
+        if stretch is None:
+            last_ids = [row.token_ids[-1] for row in live]
+            lengths = [row.length for row in live]
+            self._draw(self._decoder.step(batch.cache, last_ids, lengths), live)
+        return stretch
 
     def _give_up(self, batch: Batch) -> Iterator[tuple[Row, Completion]]:
         """The waiting rows whose time is over: their prompts are not read any more."""
@@ -233,31 +242,40 @@ class LocalEngine:
             torch.tensor([p.top_p for p in params], device=logits.device),
             torch.tensor([row.uniforms[len(row.token_ids)] for row in rows], device=logits.device),
             [p.top_logprobs for p in params],
+            kinds=Kinds.of(params),
         )
-        logprobs = drawn.logprobs.tolist()
-        if not all(map(math.isfinite, logprobs)):
-            self._decoder.release()  # what the cache holds would spoil later calls
-            raise BrokenModel(
-                "the model's logits are not finite: its weights are broken, or need a wider dtype"
-            )
-        triples = zip(rows, drawn.token_ids.tolist(), logprobs, strict=True)
+        triples = zip(rows, drawn.token_ids.tolist(), drawn.logprobs.tolist(), strict=True)
         for row, token_id, logprob in triples:
-            row.token_ids.append(token_id)
-            row.logprobs.append(logprob)
+            self._append(row, token_id, logprob)
         for row, confidence in zip(rows, drawn.confidences, strict=False):
             if row.params.top_logprobs:
                 row.add_confidence(confidence)
 
-    def _retire(self, batch: Batch, slots: range) -> Iterator[tuple[Row, Completion]]:
-        """Take the rows that ended out of the batch; the last live row fills each gap.
+    def _append(self, row: Row, token_id: int, logprob: float) -> None:
+        if not math.isfinite(logprob):
+            self._decoder.release()  # what the cache holds would spoil later calls
+            raise BrokenModel(
+                "the model's logits are not finite: its weights are broken, or need a wider dtype"
+            )
+        row.token_ids.append(token_id)
+        row.logprobs.append(logprob)
+
+    def _retire(
+        self, batch: Batch, slots: range, further: Stretch | None = None
+    ) -> Iterator[tuple[Row, Completion]]:
+        """Take the rows that ended out of the batch; the last live row fills each gap. With
+        `further` tokens a row takes them until it ends.
 
         From the back, so that a row which moves has been looked at already.
         """
         for slot in reversed(slots):
             row = batch.live[slot]
-            if batch.pieces is not None:
-                batch.pieces.grew(row)
-            reason = self._finish_reason(row, batch)
+            reason = None if further else self._look(row, batch)
+            if further is not None:
+                tokens = zip(further.token_ids[slot], further.logprobs[slot], strict=True)
+                while reason is None and (token := next(tokens, None)) is not None:
+                    self._append(row, *token)
+                    reason = self._look(row, batch)
             if reason is None:
                 continue
             last = batch.live.pop()
@@ -270,7 +288,10 @@ class LocalEngine:
                 batch.pieces.ended(row, completion.text)
             yield row, completion
 
-    def _finish_reason(self, row: Row, batch: Batch) -> FinishReason | None:
+    def _look(self, row: Row, batch: Batch) -> FinishReason | None:
+        """Why the row ends with its newest token, None when it does not."""
+        if batch.pieces is not None:
+            batch.pieces.grew(row)
         if row.token_ids[-1] in self._end_ids:
             return FinishReason.EOS
         reason = self._checker.reason(row.token_ids, row.params, row.before)
