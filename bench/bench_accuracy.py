@@ -3,9 +3,9 @@
     python bench/bench_accuracy.py [--seeds 0 1 2] [--steps 30] [--set KEY=VALUE ...]
 
 Both sides start from the bundled model and train on one family with the same examples and rewards,
-32 prompts x 8 rollouts a step. TRL's learning rate is the best of three on the first seed, by the
-accuracy of its last copies. Ours is the quickstart's, falling to 0 like TRL's, with four updates a
-batch of rollouts, chosen on other seeds; --set changes our recipe. Every few steps the weights are kept, off
+32 prompts x 8 rollouts a batch, with a learning rate that falls to 0. TRL's setting is the best of
+PEERS on the first seed, by the accuracy of its last copies. Ours is the quickstart's but for that
+fall and four updates a batch, chosen on other seeds; --set changes it. Every few steps the weights are kept, off
 the clock; afterwards our engine answers the same held-out problems with each copy, two samples a
 problem. A target is reached at the first copy from which on accuracy stays above a share of TRL's
 final gain. Writes docs/results/accuracy.json.
@@ -37,7 +37,7 @@ from record import write_result
 from trl_side import train_trl
 
 TASK, EVERY, MAX_TOKENS = "sum", 3, 80
-RATES = ["1e-4", "4e-4", "1e-3"]
+PEERS = [("1e-4", 1), ("4e-4", 1), ("1e-3", 1), ("4e-4", 4)]  # learning rate, updates a batch
 PROBLEMS, SAMPLES = 300, 2
 SHARES = [0.5, 0.75, 0.9]
 
@@ -148,18 +148,20 @@ def main() -> None:
         save_model(loaded.model, loaded.tokenizer, model)
         start = accuracy_of(str(model), base)
 
-        def peer(rate: str, seed: int) -> list[dict[str, float]]:
-            name = f"trl_{rate}_{seed}"
+        def peer(setting: tuple[str, int], seed: int) -> list[dict[str, float]]:
+            rate, updates = setting
+            name = f"trl_{rate}_{updates}_{seed}"
             if name not in curves:
                 folder = Path(temporary) / name
-                curves[name] = curve(
-                    folder, train_trl(model, TASK, rate, seed, steps, EVERY, folder), base
+                until = train_trl(
+                    model, TASK, rate, seed, steps, EVERY, folder, "--updates", updates
                 )
+                curves[name] = curve(folder, until, base)
                 print(name, curves[name][-1], file=sys.stderr)
             return curves[name]
 
-        tried = {rate: final(peer(rate, first)) for rate in RATES}
-        best = max(tried, key=lambda rate: tried[rate])
+        tried = {f"{rate}, {n}": final(peer((rate, n), first)) for rate, n in PEERS}
+        best = max(PEERS, key=lambda setting: tried["{}, {}".format(*setting)])
         seeds = {}
         for seed in arguments.seeds:
             theirs, folder = peer(best, seed), Path(temporary) / f"own-{seed}"
@@ -178,7 +180,10 @@ def main() -> None:
         command=" ".join(["python", f"bench/{Path(sys.argv[0]).name}", *sys.argv[1:]]),
         seeds=arguments.seeds,
         raw=curves,
-        summary={"start": round(start, 1), "trl_rate": best, "trl_rates": tried} | seeds | ratios,
+        summary={"start": round(start, 1), "trl_rate": best[0], "trl_updates": best[1]}
+        | {"tried": {name: round(value, 1) for name, value in tried.items()}}
+        | seeds
+        | ratios,
     )
 
 

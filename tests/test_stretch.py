@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator
+from itertools import chain
 from typing import Any
 
 import pytest
@@ -47,7 +48,7 @@ def one_by_one(
 
 
 def assert_same(found: list[list[Completion]], wanted: list[list[Completion]]) -> None:
-    for mine, theirs in zip(sum(found, []), sum(wanted, []), strict=True):
+    for mine, theirs in zip(chain(*found), chain(*wanted), strict=True):
         assert mine.token_ids == theirs.token_ids
         assert mine.text == theirs.text
         assert mine.finish_reason == theirs.finish_reason

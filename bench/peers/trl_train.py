@@ -2,10 +2,11 @@
 
     .bench/trl/bin/python bench/peers/trl_train.py MODEL TASK LEARNING_RATE SEED STEPS EVERY FOLDER
         [--prompts 32] [--group 8] [--max-tokens 80] [--micro-batch 256] [--dtype float32]
+        [--updates 1]
 
 Run by bench_accuracy.py and bench_smollm2_step.py in an environment with trl 1.16.0 and
-PYTHONPATH=src: examples and rewards are Forethought's own. Writes FOLDER/step-N and prints a JSON
-line with the seconds until each.
+PYTHONPATH=src: examples and rewards are Forethought's own. A step is a batch of rollouts, with so
+many updates each. Writes FOLDER/step-N and prints a JSON line with the seconds until each.
 """
 
 from __future__ import annotations
@@ -28,8 +29,8 @@ WARMUP = 5
 class Keep(TrainerCallback):
     """Seconds of training, without those it takes to save a copy."""
 
-    def __init__(self, folder: Path, every: int) -> None:
-        self.folder, self.every = folder, every
+    def __init__(self, folder: Path, every: int, updates: int) -> None:
+        self.folder, self.every, self.updates = folder, every, updates
         self.seconds: dict[int, float] = {}
         self.spent = 0.0
 
@@ -38,9 +39,10 @@ class Keep(TrainerCallback):
 
     def on_step_end(self, args, state, control, model=None, **_):  # type: ignore[no-untyped-def]
         self.spent += time.perf_counter() - self.began
-        if state.global_step % self.every == 0:
-            model.save_pretrained(self.folder / f"step-{state.global_step}")
-            self.seconds[state.global_step] = self.spent
+        step, update = divmod(state.global_step, self.updates)
+        if update == 0 and step % self.every == 0:
+            model.save_pretrained(self.folder / f"step-{step}")
+            self.seconds[step] = self.spent
 
 
 def read_options() -> argparse.Namespace:
@@ -53,6 +55,7 @@ def read_options() -> argparse.Namespace:
     parser.add_argument("--max-tokens", type=int, default=80)
     parser.add_argument("--micro-batch", type=int, default=256)
     parser.add_argument("--dtype", default="float32")
+    parser.add_argument("--updates", type=int, default=1)
     return parser.parse_args()
 
 
@@ -69,20 +72,23 @@ def main() -> None:
         return [result.reward for result in score_rollouts(parts, asked, texts, grades)]
 
     rollouts = options.prompts * options.group
-    keep = Keep(Path(options.folder), options.every)
+    micro_batch = min(options.micro_batch, rollouts // options.updates)
+    accumulated = rollouts // options.updates // micro_batch
+    keep = Keep(Path(options.folder), options.every, options.updates)
     config = GRPOConfig(
         output_dir=options.folder,
         model_init_kwargs={"dtype": options.dtype},
         use_cpu=True,
         bf16=False,
         gradient_checkpointing=False,
-        per_device_train_batch_size=options.micro_batch,
-        gradient_accumulation_steps=rollouts // options.micro_batch,
+        per_device_train_batch_size=micro_batch,
+        gradient_accumulation_steps=accumulated,
+        steps_per_generation=accumulated * options.updates,
         num_generations=options.group,
         max_completion_length=options.max_tokens,
-        max_steps=options.steps,
+        max_steps=options.steps * options.updates,
         learning_rate=options.rate,
-        lr_scheduler_type="constant_with_warmup",
+        lr_scheduler_type="linear",
         warmup_steps=min(WARMUP, options.steps - 1),
         seed=options.seed,
         report_to="none",

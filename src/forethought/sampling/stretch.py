@@ -116,7 +116,7 @@ class Stretches:
         no row has reached."""
         self._lengths.fill_(key[1] - 1)
         self._number.zero_()
-        aside = torch.cuda.Stream()
+        aside = torch.cuda.Stream()  # type: ignore[no-untyped-call]
         aside.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(aside):
             self._token(key)
