@@ -3,12 +3,12 @@
     python bench/bench_accuracy.py [--seeds 0 1 2] [--steps 30] [--set KEY=VALUE ...]
 
 Both sides start from the bundled model and train on one family with the same examples and rewards,
-32 prompts x 8 rollouts a batch, with a learning rate that falls to 0. TRL's setting is the best of
-PEERS on the first seed, by the accuracy of its last copies. Ours is the quickstart's but for that
-fall and four updates a batch, chosen on other seeds; --set changes it. Every few steps the weights are kept, off
-the clock; afterwards our engine answers the same held-out problems with each copy, two samples a
-problem. A target is reached at the first copy from which on accuracy stays above a share of TRL's
-final gain. Writes docs/results/accuracy.json.
+32 prompts x 8 rollouts a batch, with a learning rate that falls linearly. TRL's setting is the best
+of PEERS on the first seed, by the accuracy of its last copies. Ours is the quickstart's but for the
+fall and four updates a batch, chosen on other seeds; --set changes it. After every few batches the
+weights are kept, off the clock; afterwards our engine answers the same held-out problems with each
+copy, two samples a problem. A target is reached at the first copy from which on accuracy stays
+above a share of TRL's final gain. Writes docs/results/accuracy.json.
 """
 
 from __future__ import annotations

@@ -4,12 +4,12 @@
 
 The workload is `step_workload.py`'s. Both sides run in turn, each repeat in a process of its own.
 TRL makes two steps, of which the second counts; ours makes eight, once through the prompts, and
-gives the mean of all but the first. TRL is tried in float32 and bfloat16, in micro-
-batches of 32 and of 8, and with transformers' continuous batching; its fastest setting is the peer
-and is measured again in turn with ours. TRL's environment is .bench/trl (make bench-env), where the
-trial's results are kept for the next time. Writes
-docs/results/step.json; with --quick (ours in the default format and TRL's best setting of that
-file, one repeat each) it writes nothing.
+gives the mean of all but the first. TRL is tried in float32 and bfloat16, in micro-batches of 32
+and of 8, and with transformers' continuous batching; its fastest setting is the peer and is
+measured again in turn with ours. TRL's environment is .bench/trl (make bench-env), where the
+trial's results are kept for the next time. On CUDA the model is a larger one, and our rollouts are
+in bfloat16. Writes docs/results/step.json, on CUDA step_cuda.json; with --quick (ours in the
+default format and TRL's best setting of that file, one repeat each) it writes nothing.
 """
 
 from __future__ import annotations
@@ -24,6 +24,8 @@ import tempfile
 import time
 from pathlib import Path
 
+import torch
+
 import step_workload as work
 from record import RESULTS, write_result
 
@@ -35,6 +37,9 @@ SETTINGS = [
     ("float32", "32", "paged"),
     ("bfloat16", "32", "static"),
 ]
+ON_CUDA = torch.cuda.is_available()
+FORMATS = ("bfloat16",) if ON_CUDA else ("float16", "int8")  # of our rollouts
+NAME = "step_cuda" if ON_CUDA else "step"
 LIMIT = 300.0  # seconds for a TRL setting (two steps and its start) before it is given up
 RECIPE = """
 stage = "rl"
@@ -151,7 +156,7 @@ def compare(peer: dict[str, float], own: dict[str, float]) -> dict[str, float]:
 
 def quick(folder: Path) -> dict[str, float]:
     """One step of TRL's best setting and ours, the first of both, without writing anything."""
-    stored = json.loads((RESULTS / "step.json").read_text(encoding="utf-8"))
+    stored = json.loads((RESULTS / f"{NAME}.json").read_text(encoding="utf-8"))
     dtype, micro_batch, mode = stored["summary"]["trl_setting"].split("_")
     peer, own = trl(folder, (dtype, micro_batch, mode), 1), ours(folder, "auto", 1)
     if peer is None:
@@ -161,7 +166,7 @@ def quick(folder: Path) -> dict[str, float]:
 
 def try_settings(folder: Path) -> dict[str, dict[str, float] | None]:
     """TRL's step in every setting, once; kept in .bench, for it takes a quarter of an hour."""
-    kept = HERE.parent / ".bench" / "step_tried.json"
+    kept = HERE.parent / ".bench" / f"{NAME}_tried.json"
     if not kept.exists():
         found = {name_of(setting): trl(folder, setting) for setting in SETTINGS}
         kept.write_text(json.dumps(found), encoding="utf-8")
@@ -175,23 +180,20 @@ def measure(folder: Path, repeats: int) -> None:
     finished = {name: run for name, run in found.items() if run is not None}
     best = min(finished, key=lambda name: finished[name]["seconds"])
     [setting] = [s for s in SETTINGS if name_of(s) == best]
-    runs: dict[str, list[dict[str, float]]] = {"trl": [], "float16": [], "int8": []}
+    runs: dict[str, list[dict[str, float]]] = {name: [] for name in ("trl", *FORMATS)}
     for _ in range(repeats):
         again = trl(folder, setting)
         assert again is not None, "TRL's best setting failed at a repeat"
         runs["trl"].append(again)
-        for rollout_dtype in ("float16", "int8"):
+        for rollout_dtype in FORMATS:
             runs[rollout_dtype].append(ours(folder, rollout_dtype))
         print(json.dumps({name: sides[-1] for name, sides in runs.items()}), file=sys.stderr)
     medians = {name: median(sides) for name, sides in runs.items()}
-    summary = medians | {
-        "trl_setting": best,
-        "tried": {name: run and round(run["seconds"], 1) for name, run in found.items()},
-        "float16_ratios": compare(medians["trl"], medians["float16"]),
-        "int8_ratios": compare(medians["trl"], medians["int8"]),
-    }
+    tried = {name: run and round(run["seconds"], 1) for name, run in found.items()}
+    ratios = {f"{name}_ratios": compare(medians["trl"], medians[name]) for name in FORMATS}
+    summary = medians | {"trl_setting": best, "tried": tried} | ratios
     write_result(
-        "step",
+        NAME,
         command="python bench/bench_step.py",
         seeds=list(range(repeats)),
         raw={"tried": found, "runs": runs},
