@@ -1,11 +1,12 @@
 """A step of RL on a real model against TRL 1.16: SmolLM2-135M after the recipe's cold start.
 
-    python bench/bench_smollm2_step.py [--model RUN] [--repeats 3]
+    python bench/bench_smollm2_step.py [--model RUN] [--steps 4]
 
 Both sides make the steps of recipes/smollm2-arithmetic.toml: 16 prompts x 8 rollouts of at most 64
-tokens, the same problems and rewards. TRL makes two steps in a process of its own, of which the
-second counts, in float32 in micro-batches of 32; ours makes two likewise, in float16 and in int8.
-The cold start is made first, unless --model names one. Writes docs/results/smollm2_step.json.
+tokens, the same problems and rewards; TRL in float32 in micro-batches of 32, ours with rollouts in
+float16 and in int8, each in a process of its own. The first step does not count, and medians are of
+the others. The cold start is made first, unless --model names one. Writes
+docs/results/smollm2_step.json.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ import subprocess
 import sys
 import tempfile
 import tomllib
+from itertools import pairwise
 from pathlib import Path
 
 from forethought.models.load import load_model
@@ -39,19 +41,19 @@ def cold_start(folder: Path) -> Path:
     return folder / "run" / "model"
 
 
-def trl(model: Path, folder: Path) -> float:
-    """Seconds of TRL's second step."""
+def trl(model: Path, folder: Path, steps: int) -> list[float]:
+    """Seconds of TRL's steps."""
     until = train_trl(
-        model, TASK, RATE, 0, 2, 1, folder,
+        model, TASK, RATE, 0, steps, 1, folder,
         "--prompts", PROMPTS, "--group", GROUP, "--max-tokens", MAX_TOKENS, "--micro-batch", 32,
     )  # fmt: skip
-    return until[2] - until[1]
+    return [after - before for before, after in pairwise(until.values())]
 
 
-def ours(model: Path, folder: Path, rollout_dtype: str) -> float:
-    """Seconds of our second step."""
+def ours(model: Path, folder: Path, rollout_dtype: str, steps: int) -> list[float]:
+    """Seconds of our steps."""
     changes = {
-        "stage": "rl", "model": model, "run_dir": folder, "task": TASK, "num_steps": 2,
+        "stage": "rl", "model": model, "run_dir": folder, "task": TASK, "num_steps": steps,
         "prompts_per_step": PROMPTS, "group_size": GROUP, "max_tokens": MAX_TOKENS,
         "max_rows": 128, "max_batch_tokens": 2048, "eval_problems": 0,
         "rollout_dtype": rollout_dtype, "optimizer.learning_rate": RATE,
@@ -63,27 +65,28 @@ def ours(model: Path, folder: Path, rollout_dtype: str) -> float:
         command += ["--set", f"{key}={value}"]
     subprocess.run(command, check=True, stdout=sys.stderr)
     lines = (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
-    return float(json.loads(lines[-1])["time/step_seconds"])
+    steps_of = [json.loads(line) for line in lines]
+    return [float(row["time/step_seconds"]) for row in steps_of if "time/step_seconds" in row][1:]
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--model", help="a model folder, or a run folder of the cold start")
-    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--steps", type=int, default=4)
     arguments = parser.parse_args()
-    seconds: dict[str, list[float]] = {"trl": [], "float16": [], "int8": []}
+    seconds: dict[str, list[float]] = {}
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         loaded = load_model(arguments.model or str(cold_start(folder)), dtype="float32")
         model = folder / "model"
         save_model(loaded.model, loaded.tokenizer, model)
         del loaded
-        for repeat in range(arguments.repeats):
-            seconds["trl"].append(trl(model, folder / f"trl-{repeat}"))
-            for rollout_dtype in ("float16", "int8"):
-                run = folder / f"{rollout_dtype}-{repeat}"
-                seconds[rollout_dtype].append(ours(model, run, rollout_dtype))
-            print(json.dumps({name: found[-1] for name, found in seconds.items()}), file=sys.stderr)
+        for rollout_dtype in ("float16", "int8"):
+            run = folder / rollout_dtype
+            seconds[rollout_dtype] = ours(model, run, rollout_dtype, arguments.steps)
+            print(rollout_dtype, seconds[rollout_dtype], file=sys.stderr, flush=True)
+        seconds["trl"] = trl(model, folder / "trl", arguments.steps)
+        print("trl", seconds["trl"], file=sys.stderr, flush=True)
     medians = {name: statistics.median(found) for name, found in seconds.items()}
     write_result(
         "smollm2_step",
