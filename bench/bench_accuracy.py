@@ -160,8 +160,8 @@ def main() -> None:
                 print(name, curves[name][-1], file=sys.stderr)
             return curves[name]
 
-        tried = {f"{rate}, {n}": final(peer((rate, n), first)) for rate, n in PEERS}
-        best = max(PEERS, key=lambda setting: tried["{}, {}".format(*setting)])
+        tried = {f"{rate}_{n}": final(peer((rate, n), first)) for rate, n in PEERS}
+        best = max(PEERS, key=lambda setting: tried["{}_{}".format(*setting)])
         seeds = {}
         for seed in arguments.seeds:
             theirs, folder = peer(best, seed), Path(temporary) / f"own-{seed}"
