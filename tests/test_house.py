@@ -55,6 +55,7 @@ TORCH_ROOMS = (
     "sampling/products.py",
     "sampling/shared_cache.py",
     "sampling/stopping.py",
+    "sampling/stretch.py",
 )
 TORCH_MODULES = ("torch", "transformers")
 
