@@ -118,6 +118,20 @@ def test_changed_weights_are_sampled_from(num_stretches: list[int]) -> None:
     assert [c.token_ids for c in after[0]] != [c.token_ids for c in before[0]]
 
 
+@pytest.mark.skipif(torch.cuda.is_available(), reason="here a step can be captured")
+def test_a_step_that_cannot_be_captured_runs_without(
+    num_stretches: list[int], caplog: pytest.LogCaptureFixture
+) -> None:
+    requests = [Request(prompt_ids=prompt_of(4), params=SamplingParams(max_tokens=20, n=3))]
+    engine = make_engine()
+    engine.generate(requests)
+    stretches = engine._decoder._stretches
+    assert stretches is not None
+    stretches._captures = True
+    assert_same(engine.generate(requests), one_by_one(requests))
+    assert "decoding without a CUDA graph" in caplog.text
+
+
 def test_text_is_told_as_it_grows(num_stretches: list[int]) -> None:
     told: list[Piece] = []
     requests = [Request(prompt_ids=prompt_of(4), params=SamplingParams(max_tokens=20))]

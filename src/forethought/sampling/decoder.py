@@ -84,8 +84,9 @@ class Decoder:
     def stretch(self, cache: SlotCache | SharedCache, rows: Sequence[Row]) -> Stretch | None:
         """Several tokens more for each live row, where the host would be waited for otherwise and
         need not look at every token; else None."""
-        needs_looks = any(r.params.top_logprobs or r.params.max_seconds is not None for r in rows)
-        if not self._is_ahead or needs_looks or not isinstance(cache, SlotCache):
+        if not self._is_ahead or not isinstance(cache, SlotCache):
+            return None
+        if any(row.params.top_logprobs or row.params.max_seconds is not None for row in rows):
             return None
         if self._stretches is None or not self._stretches.is_of(cache):
             self._stretches = Stretches(self._model, cache)

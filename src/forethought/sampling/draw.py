@@ -78,7 +78,7 @@ def draw_tokens(
     greedy = temperature == 0
     if kinds.is_tempered:
         # a temperature as good as 0 must not overflow
-        logits = logits / torch.where(greedy, 1.0, temperature.clamp(min=_LOWEST))[:, None]
+        logits = logits / temperature.clamp(min=_LOWEST).masked_fill(greedy, 1.0)[:, None]
     weights = logits.softmax(dim=-1)  # (n, V)
     if kinds.all_greedy:
         token_ids = logits.argmax(dim=-1)

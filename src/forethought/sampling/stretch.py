@@ -8,6 +8,7 @@ captured as a graph, once for each number of rows and width, both rounded up, an
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -18,6 +19,8 @@ from transformers import PreTrainedModel
 from forethought.sampling.cache import SlotCache, decode_at, round_up
 from forethought.sampling.draw import Kinds, draw_tokens
 from forethought.sampling.rows import Row
+
+logger = logging.getLogger("forethought")
 
 TOKENS = 8  # in a stretch; rows end within one, so half of it is wasted a row
 _ROWS = 8  # rows are rounded up to a multiple of it
@@ -47,6 +50,7 @@ class Stretches:
         self._token_ids = torch.zeros(TOKENS, count, dtype=torch.int64, device=device)
         self._logprobs = torch.zeros(TOKENS, count, device=device)
         self._number = torch.zeros(1, dtype=torch.int64, device=device)  # of the token
+        self._captures = device.type == "cuda"
         self._graphs: dict[Key, torch.cuda.CUDAGraph] = {}
         self._addresses = _addresses(model)
 
@@ -105,11 +109,13 @@ class Stretches:
         self._number.add_(1)
 
     def _step_of(self, key: Key) -> Callable[[], None]:
-        if self._model.device.type != "cuda":
-            return lambda: self._token(key)
-        if key not in self._graphs:
-            self._graphs[key] = self._capture(key)
-        return self._graphs[key].replay
+        if self._captures and key not in self._graphs:
+            try:
+                self._graphs[key] = self._capture(key)
+            except RuntimeError as error:  # a model may do what a graph cannot hold
+                logger.warning("decoding without a CUDA graph, which is slower: %s", error)
+                self._captures = False
+        return self._graphs[key].replay if self._captures else lambda: self._token(key)
 
     def _capture(self, key: Key) -> torch.cuda.CUDAGraph:
         """The step as a graph. It runs once before, as CUDA asks for, and writes to a column that
