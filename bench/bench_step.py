@@ -21,7 +21,7 @@ import statistics
 import subprocess
 import sys
 import tempfile
-import time
+from importlib.util import find_spec
 from pathlib import Path
 
 import torch
@@ -31,13 +31,24 @@ from record import RESULTS, write_result
 
 HERE = Path(__file__).resolve().parent
 TRL = HERE.parent / ".bench" / "trl" / "bin" / "python"
-SETTINGS = [
-    ("float32", "32", "static"),
-    ("float32", "8", "static"),
-    ("float32", "32", "paged"),
-    ("bfloat16", "32", "static"),
-]
+if find_spec("trl"):  # in this environment, as on a borrowed machine
+    TRL = Path(sys.executable)
 ON_CUDA = torch.cuda.is_available()
+SETTINGS = {
+    False: [
+        ("float32", "32", "static"),
+        ("float32", "8", "static"),
+        ("float32", "32", "paged"),
+        ("bfloat16", "32", "static"),
+    ],
+    # autocast: float32 weights, bfloat16 arithmetic, which is what TRL does there by default
+    True: [
+        ("bfloat16", "32", "static"),
+        ("bfloat16", "8", "static"),
+        ("bfloat16", "32", "paged"),
+        ("autocast", "32", "static"),
+    ],
+}[ON_CUDA]
 FORMATS = ("bfloat16",) if ON_CUDA else ("float16", "int8")  # of our rollouts
 NAME = "step_cuda" if ON_CUDA else "step"
 LIMIT = 300.0  # seconds for a TRL setting (two steps and its start) before it is given up
@@ -54,7 +65,7 @@ max_tokens = {max_tokens}
 stop_at_boxed = false
 estimator = "grpo"
 eval_problems = 0
-max_batch_tokens = 1024
+max_batch_tokens = {cells}
 rollout_dtype = "{rollout_dtype}"
 [optimizer]
 learning_rate = 1e-6
@@ -63,44 +74,46 @@ learning_rate = 1e-6
 """
 
 
-def run_measured(command: list[str], limit: float) -> tuple[str, float] | None:
-    """The output of a command and its peak resident megabytes; None when it overran or failed."""
-    with tempfile.TemporaryFile("w+") as output:
-        process = subprocess.Popen(command, stdout=output, stderr=subprocess.DEVNULL)
-        ends = time.monotonic() + limit
-        while not (found := os.wait4(process.pid, os.WNOHANG))[0]:
-            if time.monotonic() > ends:
-                process.kill()
-            time.sleep(0.2)
-        _, status, usage = found
-        process.returncode = os.waitstatus_to_exitcode(status)
-        output.seek(0)
-        return (output.read(), usage.ru_maxrss / 1024) if process.returncode == 0 else None
+def run(command: list[str], limit: float) -> str | None:
+    """What a command prints; None when it overran or failed."""
+    try:
+        done = subprocess.run(
+            command,
+            check=True,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL if not os.environ.get("VERBOSE") else None,
+            timeout=limit,
+            text=True,
+        )
+    except (subprocess.CalledProcessError, subprocess.TimeoutExpired):
+        return None
+    return done.stdout
 
 
 def ours(folder: Path, rollout_dtype: str, steps: int = work.NUM_STEPS) -> dict[str, float]:
     with tempfile.TemporaryDirectory() as temporary:
-        run = Path(temporary) / "run"
+        folder_of_run = Path(temporary) / "run"
         recipe = Path(temporary) / "recipe.toml"
         recipe.write_text(
             RECIPE.format(
-                run=run,
+                run=folder_of_run,
                 steps=steps,
                 folder=folder,
                 prompts=work.PROMPTS_PER_STEP,
                 group=work.GROUP_SIZE,
                 max_tokens=work.MAX_TOKENS,
                 rollout_dtype=rollout_dtype,
+                cells=16384 if ON_CUDA else 1024,
                 here=HERE,
             )
         )
-        command = [sys.executable, "-m", "forethought", "train", str(recipe)]
-        found = run_measured(command, LIMIT)
-        if found is None:
+        command = [sys.executable, str(HERE / "own_train.py"), str(recipe)]
+        output = run(command, LIMIT)
+        if output is None:
             sys.exit("error: our own step failed; run its recipe by hand")
-        lines = (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+        lines = (folder_of_run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
     rows = [json.loads(line) for line in lines]
-    return describe(rows) | {"peak_megabytes": found[1]}
+    return describe(rows) | json.loads(output.splitlines()[-1])
 
 
 def describe(rows: list[dict[str, float]]) -> dict[str, float]:
@@ -131,11 +144,11 @@ def describe(rows: list[dict[str, float]]) -> dict[str, float]:
 
 def trl(folder: Path, setting: tuple[str, str, str], steps: int = 2) -> dict[str, float] | None:
     command = [str(TRL), str(HERE / "peers" / "trl_step.py"), str(folder), *setting, str(steps)]
-    found = run_measured(command, LIMIT)
-    if found is None:
+    output = run(command, LIMIT)
+    if output is None:
         return None
-    figures: dict[str, float] = json.loads(found[0].splitlines()[-1])
-    return figures | {"peak_megabytes": found[1]}
+    figures: dict[str, float] = json.loads(output.splitlines()[-1])
+    return figures
 
 
 def median(runs: list[dict[str, float]]) -> dict[str, float]:

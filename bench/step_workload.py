@@ -13,14 +13,16 @@ from __future__ import annotations
 
 import json
 import random
+import string
 import sys
 import zlib
 from pathlib import Path
 
-WORDS = 32_000  # prompts are made of
+PROMPT_TOKENS = (32, 128)
+NUM_BYTES = 256
 SHAPES = {
     "cpu": {
-        "vocab_size": WORDS,
+        "vocab_size": 32_000,
         "hidden_size": 512,
         "num_hidden_layers": 8,
         "num_attention_heads": 8,
@@ -52,17 +54,9 @@ def build(folder: Path) -> None:
 
 def build_model(folder: Path) -> None:
     import torch
-    from tokenizers import Tokenizer, models, pre_tokenizers
-    from transformers import PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM
+    from transformers import Qwen2Config, Qwen2ForCausalLM
 
     shape = SHAPES["cuda" if torch.cuda.is_available() else "cpu"]
-    words = {f"w{i}": i for i in range(shape["vocab_size"])}
-    tokenizer = Tokenizer(models.WordLevel(words, unk_token="w3"))
-    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    fast = PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, eos_token="w0", pad_token="w1", unk_token="w3"
-    )
-    fast.chat_template = "{% for message in messages %}{{ message['content'] }}{% endfor %}"
     torch.manual_seed(0)
     config = Qwen2Config(
         **shape,
@@ -73,17 +67,42 @@ def build_model(folder: Path) -> None:
         pad_token_id=1,
     )
     model = Qwen2ForCausalLM(config)
-    ends = random.Random(1).sample(range(4, len(words)), round(END_SHARE * len(words)) - 1)
+    with torch.no_grad():  # zeros, as a padding token begins with, have gradients without bound
+        model.get_input_embeddings().weight[config.pad_token_id].normal_(std=0.02)
+    size = shape["vocab_size"]
+    ends = random.Random(1).sample(range(NUM_BYTES + 4, size), round(END_SHARE * size) - 1)
     end_ids = sorted({0, *ends})
     model.generation_config.eos_token_id = end_ids
     model.save_pretrained(folder)
+    build_tokenizer(folder, size)
+
+
+def build_tokenizer(folder: Path, size: int) -> None:
+    """A byte is a token, and all others are words that only a model writes. Of the kind that
+    transformers makes of every tokenizer of a Qwen2 model, whatever was saved."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+    from transformers import AutoTokenizer, PreTrainedTokenizerFast
+
+    names = ["<end>", "<pad>", "<begin>", "<unknown>", *sorted(pre_tokenizers.ByteLevel.alphabet())]
+    names += [f"w{i}" for i in range(len(names), size)]
+    tokenizer = Tokenizer(models.BPE({name: i for i, name in enumerate(names)}, []))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    fast = PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, eos_token="<end>", pad_token="<pad>", unk_token="<unknown>"
+    )
+    fast.chat_template = "{% for message in messages %}{{ message['content'] }}{% endfor %}"
     fast.save_pretrained(folder)
+    loaded = AutoTokenizer.from_pretrained(folder)
+    lengths = [len(loaded(prompt)["input_ids"]) for prompt in prompts()]
+    assert lengths == list(map(len, prompts())), "a letter of a prompt is a token"
+    assert min(i for prompt in prompts() for i in loaded(prompt)["input_ids"]) > 3
 
 
 def prompts() -> list[str]:
     generator = random.Random(0)
     return [
-        " ".join(f"w{generator.randrange(4, WORDS)}" for _ in range(generator.randint(32, 128)))
+        "".join(generator.choices(string.ascii_lowercase, k=generator.randint(*PROMPT_TOKENS)))
         for _ in range(PROMPTS_PER_STEP * NUM_STEPS)
     ]
 

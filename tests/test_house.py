@@ -51,11 +51,13 @@ TORCH_ROOMS = (
     "sampling/cache.py",
     "sampling/decoder.py",
     "sampling/draw.py",
+    "sampling/fused.py",
     "sampling/lean.py",
     "sampling/products.py",
     "sampling/shared_cache.py",
     "sampling/stopping.py",
     "sampling/stretch.py",
+    "sampling/triton_kernels.py",
 )
 TORCH_MODULES = ("torch", "transformers")
 

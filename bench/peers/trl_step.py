@@ -2,7 +2,8 @@
 
     .bench/trl/bin/python bench/peers/trl_step.py FOLDER DTYPE MICRO_BATCH MODE STEPS
 
-DTYPE: float32 or bfloat16; MODE: static, or paged for continuous batching.
+DTYPE: float32, bfloat16 or autocast (float32 weights, bfloat16 arithmetic);
+MODE: static, or paged for continuous batching.
 Run by bench_step.py in an environment with trl 1.16.0.
 """
 
@@ -67,9 +68,9 @@ def main() -> None:
     rows = work.PROMPTS_PER_STEP * work.GROUP_SIZE
     config = GRPOConfig(
         output_dir=str(folder / "trl"),
-        model_init_kwargs={"dtype": dtype},
+        model_init_kwargs={"dtype": "float32" if dtype == "autocast" else dtype},
         use_cpu=not torch.cuda.is_available(),
-        bf16=False,
+        bf16=dtype == "autocast",
         gradient_checkpointing=False,
         per_device_train_batch_size=micro,
         gradient_accumulation_steps=rows // micro,
@@ -93,7 +94,10 @@ def main() -> None:
     )
     count_positions(trainer.model, clock)
     trainer.train()
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    if torch.cuda.is_available():
+        peak = torch.cuda.max_memory_reserved() / 2**20
+    else:
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     print(
         json.dumps(
             {

@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 
 import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+# Not cuDNN's attention: with a mask its gradient is not a number at some lengths
+# (github.com/pytorch/pytorch/issues/196678).
+_SOUND = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
 
 
-def compute_in(device: str, dtype: torch.dtype) -> AbstractContextManager[object]:
-    """Autocast to `dtype`, or nothing when it is float32."""
-    if dtype == torch.float32:
-        return nullcontext()
-    return torch.autocast(torch.device(device).type, dtype=dtype)
+@contextmanager
+def compute_in(device: str, dtype: torch.dtype) -> Iterator[None]:
+    """Autocast to `dtype`, unless that is float32; attention has a sound gradient."""
+    is_narrow = dtype != torch.float32
+    narrow = torch.autocast(torch.device(device).type, dtype=dtype) if is_narrow else nullcontext()
+    with narrow, sdpa_kernel(_SOUND):
+        yield

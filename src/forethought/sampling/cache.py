@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any
 
 import torch
@@ -91,6 +92,9 @@ class SlotCache(Cache):
         self.write_columns = torch.empty(0, dtype=torch.int64)
         self.width = 0
         self.num_rows = 0
+        # (layers, 2, rows, kv_heads, columns, head_dim), of which the layers' tensors are views;
+        # None where layers differ in shape
+        self._table: Tensor | None = None
 
     def fits(self, model: PreTrainedModel, rows: int, columns: int) -> bool:
         """Whether `model`, which may have changed its dtype or device, can use this allocation."""
@@ -108,16 +112,34 @@ class SlotCache(Cache):
 
     def join(self, row: int, prompt: Sequence[int], prefill: Prefill) -> None:
         """Row `row`, the next free one, begins behind `prompt`."""
-        for layer, (keys, values) in zip(self.slot_layers, prefill.layers, strict=True):
-            layer.store(row, keys, values)
+        if isinstance(prefill.layers, Tensor):
+            self._table_like(prefill.layers)[:, :, row, :, : len(prompt)] = prefill.layers
+        else:
+            for layer, (keys, values) in zip(self.slot_layers, prefill.layers, strict=True):
+                layer.store(row, keys, values)
         self.num_rows = row + 1
 
     def leave(self, row: int, length: int) -> None:
         """Row `row` ends; the last live row, which has `length` tokens in all, takes its place."""
         self.num_rows -= 1
-        if row != self.num_rows:
+        last = self.num_rows
+        if row == last:
+            return
+        if self._table is not None:
+            self._table[:, :, row, :, :length] = self._table[:, :, last, :, :length]
+        else:
             for layer in self.slot_layers:
-                layer.move(self.num_rows, row, length)
+                layer.move(last, row, length)
+
+    def _table_like(self, layers: Tensor) -> Tensor:
+        """The table, made at the first row that joins."""
+        if self._table is None:
+            num_layers, _, kv_heads, _, size = layers.shape
+            shape = (num_layers, 2, self.max_rows, kv_heads, self.max_columns, size)
+            self._table = layers.new_zeros(shape)
+            for layer, (keys, values) in zip(self.slot_layers, self._table, strict=True):
+                layer.keys, layer.values, layer.is_initialized = keys, values, True
+        return self._table
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,7 +147,9 @@ class Prefill:
     """What the siblings of one prompt share."""
 
     logits: Tensor  # (V,)
-    layers: list[tuple[Tensor, Tensor]]  # (kv_heads, P, head_dim) each
+    # keys and values of each layer, (kv_heads, P, head_dim) both: one tensor (layers, 2, ...), so
+    # that a copy is one operation, where all have one shape
+    layers: Tensor | list[tuple[Tensor, Tensor]]
 
 
 def prefill(model: PreTrainedModel, prompts: Sequence[Sequence[int]]) -> list[Prefill]:
@@ -140,17 +164,17 @@ def prefill(model: PreTrainedModel, prompts: Sequence[Sequence[int]]) -> list[Pr
     ).last_hidden_state  # (B, P, D)
     ends = torch.tensor([len(p) - 1 for p in prompts], device=hidden.device)
     logits = project(model, hidden[torch.arange(len(prompts), device=hidden.device), ends])
-    # cloned: a view would keep the whole batch alive while one sibling waits
-    return [
-        Prefill(
-            logits[b],
-            [
-                (layer.keys[b, :, : len(prompt)].clone(), layer.values[b, :, : len(prompt)].clone())
-                for layer in cache.layers
-            ],
-        )
-        for b, prompt in enumerate(prompts)
-    ]
+    return [Prefill(logits[b], _part(cache, b, len(prompt))) for b, prompt in enumerate(prompts)]
+
+
+def _part(cache: Any, b: int, length: int) -> Tensor | list[tuple[Tensor, Tensor]]:
+    """Row b of a prefilled cache. Copied: a view would keep the whole batch alive while one sibling
+    waits."""
+    pairs = [(layer.keys[b, :, :length], layer.values[b, :, :length]) for layer in cache.layers]
+    parts = list(chain.from_iterable(pairs))
+    if len({part.shape for part in parts}) == 1:
+        return torch.stack(parts).view(len(pairs), 2, *parts[0].shape)
+    return [(keys.clone(), values.clone()) for keys, values in pairs]
 
 
 def decode(

@@ -1,7 +1,8 @@
-"""Which way a model decodes: the lean step where it has one, else its own forward pass.
+"""Which way a model decodes: a leaner step where it has one, else its own forward pass.
 
-The lean step (`sampling/lean.py`) serves the Llama and Qwen families on CPUs, where numba is
-installed. Everything else decodes through its own forward pass (`sampling/cache.py`).
+For the Llama and Qwen families there is a lean step on CPUs where numba is installed
+(`sampling/lean.py`), and a fused one on CUDA, with Triton (`sampling/fused.py`). Everything else
+decodes through its own forward pass (`sampling/cache.py`).
 """
 
 from __future__ import annotations
@@ -10,11 +11,13 @@ from collections.abc import Sequence
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
-from torch import Tensor
+import torch
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from forethought.machine import describe_machine
 from forethought.sampling.cache import SlotCache, decode, row_bytes
+from forethought.sampling.fused import FusedModel, Kernels
 from forethought.sampling.products import Weights
 from forethought.sampling.rows import Row
 from forethought.sampling.stretch import Stretch, Stretches
@@ -26,6 +29,7 @@ if TYPE_CHECKING:
 FAMILIES = frozenset({"llama", "qwen2", "qwen3"})
 _STATIC_ROPE = frozenset({"default", "linear", "llama3", "yarn"})
 _SHARE_OF_MEMORY = 0.25
+_SHARE_TO_KEEP = 0.5
 
 
 class Decoder:
@@ -39,9 +43,9 @@ class Decoder:
         self._weights: Weights = weights
         self._max_cache_bytes = max_cache_bytes
         self._lean: LeanModel | None = None
-        self._packed_of: list[
-            tuple[int, int]
-        ] = []  # where the weights stood that copies were made of
+        # where the weights stood that copies were made of
+        self._packed_of: list[tuple[int, int]] = []
+        self._fused: FusedModel | None = None
         self._cache: SlotCache | None = None
         self._stretches: Stretches | None = None
 
@@ -57,10 +61,17 @@ class Decoder:
             return SharedCache(self._model, num_rows, prompt, own)
         if self._cache is None or not self._cache.fits(self._model, num_rows, columns):
             self._cache = SlotCache(self._model, num_rows, columns)
+        if self._stretches is not None and not self._stretches.is_of(self._cache):
+            self._stretches = None
         return self._cache
 
     def _refresh(self) -> None:
-        """Look for the lean step anew where weights changed."""
+        """Look for the leaner steps anew where weights changed."""
+        kernels = fused_kernels(self._model)
+        if self._fused is not None and (kernels is None or not self._fused.is_whole):
+            self._fused, self._stretches = None, None
+        if self._fused is None and kernels is not None:
+            self._fused, self._stretches = FusedModel(self._model, kernels), None
         if not has_lean_step(self._model):
             self._lean = None
             return
@@ -76,6 +87,8 @@ class Decoder:
         self, cache: SlotCache | SharedCache, token_ids: Sequence[int], lengths: Sequence[int]
     ) -> Tensor:
         """Logits (n, V) behind one more token a live row; row r has lengths[r] before it."""
+        if isinstance(cache, SlotCache) and self._fused is not None:
+            return self._fused.decode(cache, self._tensor(token_ids), self._tensor(lengths))
         if isinstance(cache, SlotCache):
             return decode(self._model, cache, token_ids, lengths)
         assert self._lean is not None, "only a lean model has a shared cache"
@@ -88,23 +101,52 @@ class Decoder:
             return None
         if any(row.params.top_logprobs or row.params.max_seconds is not None for row in rows):
             return None
-        if self._stretches is None or not self._stretches.is_of(cache):
-            self._stretches = Stretches(self._model, cache)
+        if self._stretches is None:
+            self._stretches = Stretches(self._model, cache, self._fused)
         return self._stretches.run(rows)
+
+    def _tensor(self, values: Sequence[int]) -> Tensor:
+        return torch.tensor(values, device=self._model.device)
 
     @property
     def _is_ahead(self) -> bool:
         return self._model.device.type == "cuda"
 
     def release(self) -> None:
-        """Give back the cache and the packed copies; they are made anew when needed."""
+        """Give back the cache and the packed copies; they are made anew when needed. A GPU with
+        memory to spare keeps its cache, over which the step was captured."""
+        if self._is_ahead and _has_room(self._model.device):
+            return
+        self.clear()
+
+    def clear(self) -> None:
+        """Give back everything, whatever it takes to make it anew."""
         self._cache, self._lean, self._packed_of = None, None, []
-        self._stretches = None
+        self._fused, self._stretches = None, None
 
 
 def has_lean_step(model: PreTrainedModel) -> bool:
-    """Whether the lean step computes what this model does: its family, full attention, fixed RoPE,
-    SwiGLU. And whether it can here: on a CPU, where numba is installed."""
+    """Whether the lean step can be taken here: a known model, on a CPU, with numba."""
+    return _is_known(model) and model.device.type == "cpu" and find_spec("numba") is not None
+
+
+def fused_kernels(model: PreTrainedModel) -> Kernels | None:
+    """The kernels of the fused step, None where it cannot be taken: it needs a known model without
+    adapters, on CUDA, and Triton."""
+    if not _is_known(model) or model.device.type != "cuda" or find_spec("triton") is None:
+        return None
+    layers: Any = model.base_model.layers
+    if any(type(m) is not nn.Linear for m in layers.modules() if isinstance(m, nn.Linear)):
+        return None
+    from forethought.sampling import triton_kernels
+
+    kernels: Any = triton_kernels
+    return kernels  # type: ignore[no-any-return]
+
+
+def _is_known(model: PreTrainedModel) -> bool:
+    """Whether the leaner steps compute what this model does: its family, full attention, fixed
+    RoPE, SwiGLU."""
     config: Any = model.config
     base: Any = model.base_model
     rope = getattr(getattr(base, "rotary_emb", None), "rope_type", None)
@@ -115,9 +157,13 @@ def has_lean_step(model: PreTrainedModel) -> bool:
         and kinds == {"full_attention"}
         and not getattr(base, "has_sliding_layers", False)
         and config.hidden_act == "silu"
-        and model.device.type == "cpu"
-        and find_spec("numba") is not None
     )
+
+
+def _has_room(device: torch.device) -> bool:
+    """Whether more than half of the GPU's memory is free, beside what torch holds of it."""
+    free, total = torch.cuda.mem_get_info(device)
+    return free > _SHARE_TO_KEEP * total
 
 
 def _can_afford_copies(model: PreTrainedModel) -> bool:

@@ -253,7 +253,7 @@ class LocalEngine:
 
     def _append(self, row: Row, token_id: int, logprob: float) -> None:
         if not math.isfinite(logprob):
-            self._decoder.release()  # what the cache holds would spoil later calls
+            self._decoder.clear()  # what the cache holds would spoil later calls
             raise BrokenModel(
                 "the model's logits are not finite: its weights are broken, or need a wider dtype"
             )

@@ -3,7 +3,8 @@
 A row's next token needs its last one, its uniforms and the cache, and all of these are on the
 device. So a stretch of tokens is sampled in one go and read back once; what a row sampled past its
 end is thrown away, and costs what a device computes while it would have waited. On CUDA a step is
-captured as a graph, once for each number of rows and width, both rounded up, and replayed.
+captured as a graph, once for each number of rows and width, both rounded up, and replayed. The
+fused step (`sampling/fused.py`) has one width.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from transformers import PreTrainedModel
 
 from forethought.sampling.cache import SlotCache, decode_at, round_up
 from forethought.sampling.draw import Kinds, draw_tokens
+from forethought.sampling.fused import FusedModel
 from forethought.sampling.rows import Row
 
 logger = logging.getLogger("forethought")
@@ -36,10 +38,13 @@ class Stretch:
 
 
 class Stretches:
-    """Stretches of one model over one cache, whose tensors it keeps the addresses of."""
+    """Stretches of one model over one cache, whose tensors it keeps the addresses of; by the fused
+    step where there is one."""
 
-    def __init__(self, model: PreTrainedModel, cache: SlotCache) -> None:
-        self._model, self._cache = model, cache
+    def __init__(
+        self, model: PreTrainedModel, cache: SlotCache, fused: FusedModel | None = None
+    ) -> None:
+        self._model, self._cache, self._fused = model, cache, fused
         count, device = cache.max_rows, model.device
         self._last_ids = torch.zeros(count, dtype=torch.int64, device=device)
         self._lengths = torch.zeros(count, dtype=torch.int64, device=device)
@@ -61,9 +66,8 @@ class Stretches:
     def run(self, rows: Sequence[Row]) -> Stretch:
         """Sample TOKENS more for each of the live rows, which stand in the cache in this order."""
         count = min(-(-len(rows) // _ROWS) * _ROWS, self._cache.max_rows)
-        width = min(round_up(max(row.length for row in rows) + TOKENS), self._cache.max_columns)
         kinds = Kinds.of([row.params for row in rows])
-        step = self._step_of((count, width, kinds))
+        step = self._step_of((count, self._width(rows), kinds))
         self._load(rows)
         for _ in range(TOKENS):
             step()
@@ -71,6 +75,12 @@ class Stretches:
             table[:, : len(rows)].T.tolist() for table in (self._token_ids, self._logprobs)
         )
         return Stretch(token_ids, logprobs)
+
+    def _width(self, rows: Sequence[Row]) -> int:
+        """Columns of the cache that a step looks at; the fused one sees for itself."""
+        if self._fused is not None:
+            return self._cache.max_columns
+        return min(round_up(max(row.length for row in rows) + TOKENS), self._cache.max_columns)
 
     def _load(self, rows: Sequence[Row]) -> None:
         """Where every row stands, and the chances of its next tokens."""
@@ -94,7 +104,10 @@ class Stretches:
         """One more token for each row, without a look at any value."""
         count, width, kinds = key
         last_ids, lengths = self._last_ids[:count], self._lengths[:count]
-        logits = decode_at(self._model, self._cache, last_ids, lengths, width)
+        if self._fused is not None:
+            logits = self._fused.decode(self._cache, last_ids, lengths)
+        else:
+            logits = decode_at(self._model, self._cache, last_ids, lengths, width)
         drawn = draw_tokens(
             logits.float(),
             self._temperature[:count],
