@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import copy
 import os
+import sys
+from contextlib import nullcontext
 from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -21,9 +22,9 @@ from torch import nn
 import torch_kernels
 from forethought.models.load import load_model
 from forethought.models.save import save_model
-from forethought.sampling import decoder
+from forethought.sampling import decoder, fused
 from forethought.sampling.cache import SlotCache, prefill
-from forethought.sampling.decoder import Decoder, fused_kernels
+from forethought.sampling.decoder import Decoder
 from forethought.sampling.fused import FusedModel
 from forethought.sampling.stretch import TOKENS
 from forethought.training.checkpoint import load_state, save_state
@@ -220,23 +221,86 @@ def test_a_gpu_with_room_keeps_what_was_captured(
     is_fused: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     engine = make_engine(copy.deepcopy(make_engine().model))
-    engine.generate(REQUESTS)
-    stretches = engine._decoder._stretches
     monkeypatch.setattr(decoder, "_has_room", lambda device: True)
-    engine.release()
-    engine.generate(REQUESTS)
-    assert stretches is not None and engine._decoder._stretches is stretches
+
+    def release_and_look() -> tuple[Any, Any]:
+        engine.generate(REQUESTS)
+        before = engine._decoder._stretches
+        engine.release()
+        return before, engine._decoder._stretches
+
+    assert release_and_look()[1] is None  # nobody knows yet what an update takes
+    engine.update_weights(engine.model, 1)
+    before, after = release_and_look()
+    assert before is not None and after is before
     monkeypatch.setattr(decoder, "_has_room", lambda device: False)
-    engine.release()
-    assert engine._decoder._stretches is None
+    assert release_and_look()[1] is None
 
 
-def test_an_adapted_model_decodes_by_itself(monkeypatch: pytest.MonkeyPatch) -> None:
-    model = copy.deepcopy(build("llama"))
-    on_cuda = SimpleNamespace(type="cuda")
-    monkeypatch.setattr(type(model), "device", on_cuda)
-    monkeypatch.setattr("forethought.sampling.decoder.find_spec", lambda name: None)
-    assert fused_kernels(model) is None
+def test_a_second_engine_leaves_the_first_ones_weights_where_they_are(is_fused: None) -> None:
+    model = copy.deepcopy(make_engine().model)
+    first, second = make_engine(model), make_engine(model)
+    first.generate(REQUESTS)
+    mine = first._decoder._fused
+    second.generate(REQUESTS)
+    first.generate(REQUESTS)
+    assert mine is not None and first._decoder._fused is mine
+
+
+def test_a_call_within_a_call_has_a_cache_of_its_own(is_fused: None) -> None:
+    engine = make_engine(copy.deepcopy(make_engine().model))
+    long = Request(prompt_ids=prompt_of(9) * 4, params=SamplingParams(max_tokens=90, n=7))
+    found = engine.generate(REQUESTS, on_finish=lambda *_: engine.generate([long]) and None)
+    assert_same(found, plain())
+
+
+def is_fusable(model: Any) -> bool:
+    return decoder._is_known(model) and fused.can_fuse(model)
+
+
+def test_only_plain_layers_are_fused() -> None:
+    assert is_fusable(build("llama"))
+    for spoil in (adapt_one, quantize_one, drop_a_bias, widen):
+        model = build("llama")
+        spoil(model)
+        assert not is_fusable(model), spoil
+
+
+def adapt_one(model: Any) -> None:
+    from peft import LoraConfig, inject_adapter_in_model
+
+    inject_adapter_in_model(LoraConfig(target_modules=["up_proj"]), model)
+
+
+def quantize_one(model: Any) -> None:
+    class Quantized(nn.Module):
+        weight = None
+
+    model.base_model.layers[1].self_attn.k_proj = Quantized()
+
+
+def drop_a_bias(model: Any) -> None:
+    model.base_model.layers[2].self_attn.q_proj.bias = None
+
+
+def widen(model: Any) -> None:
+    model.double()
+
+
+def test_a_triton_that_does_not_work_is_left_alone(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def fail(*_: Any) -> None:
+        raise FileNotFoundError("no C compiler")
+
+    monkeypatch.setattr(decoder, "try_kernels", fail)
+    monkeypatch.setitem(sys.modules, "forethought.sampling.triton_kernels", torch_kernels)
+    monkeypatch.setattr("torch.cuda.device", lambda device: nullcontext())
+    working = decoder._working_kernels.__wrapped__
+    assert working(torch.device("cpu"), torch.float32) is None
+    assert "decoding without Triton" in caplog.text
+    monkeypatch.setattr(decoder, "try_kernels", fused.try_kernels)
+    assert working(torch.device("cpu"), torch.float32) is not None
 
 
 @pytest.mark.gpu

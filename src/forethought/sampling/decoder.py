@@ -7,17 +7,20 @@ decodes through its own forward pass (`sampling/cache.py`).
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
+from functools import cache
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import PreTrainedModel
 
 from forethought.machine import describe_machine
 from forethought.sampling.cache import SlotCache, decode, row_bytes
-from forethought.sampling.fused import FusedModel, Kernels
+from forethought.sampling.fused import FusedModel, Kernels, can_fuse, try_kernels
 from forethought.sampling.products import Weights
 from forethought.sampling.rows import Row
 from forethought.sampling.stretch import Stretch, Stretches
@@ -25,6 +28,8 @@ from forethought.sampling.stretch import Stretch, Stretches
 if TYPE_CHECKING:
     from forethought.sampling.lean import LeanModel
     from forethought.sampling.shared_cache import SharedCache
+
+logger = logging.getLogger("forethought")
 
 FAMILIES = frozenset({"llama", "qwen2", "qwen3"})
 _STATIC_ROPE = frozenset({"default", "linear", "llama3", "yarn"})
@@ -88,7 +93,9 @@ class Decoder:
     ) -> Tensor:
         """Logits (n, V) behind one more token a live row; row r has lengths[r] before it."""
         if isinstance(cache, SlotCache) and self._fused is not None:
-            return self._fused.decode(cache, self._tensor(token_ids), self._tensor(lengths))
+            tensors = self._tensor(token_ids), self._tensor(lengths)
+            with self._device_guard():
+                return self._fused.decode(cache, *tensors)
         if isinstance(cache, SlotCache):
             return decode(self._model, cache, token_ids, lengths)
         assert self._lean is not None, "only a lean model has a shared cache"
@@ -101,21 +108,27 @@ class Decoder:
             return None
         if any(row.params.top_logprobs or row.params.max_seconds is not None for row in rows):
             return None
-        if self._stretches is None:
+        if self._stretches is None or self._stretches.cache is not cache:
             self._stretches = Stretches(self._model, cache, self._fused)
-        return self._stretches.run(rows)
+        with self._device_guard():
+            return self._stretches.run(rows)
 
     def _tensor(self, values: Sequence[int]) -> Tensor:
         return torch.tensor(values, device=self._model.device)
+
+    def _device_guard(self) -> AbstractContextManager[object]:
+        """Triton and graphs go by the current device, not by that of their tensors."""
+        device = self._model.device
+        return torch.cuda.device(device) if device.type == "cuda" else nullcontext()
 
     @property
     def _is_ahead(self) -> bool:
         return self._model.device.type == "cuda"
 
-    def release(self) -> None:
-        """Give back the cache and the packed copies; they are made anew when needed. A GPU with
-        memory to spare keeps its cache, over which the step was captured."""
-        if self._is_ahead and _has_room(self._model.device):
+    def release(self, *, can_keep: bool = False) -> None:
+        """Give back the cache and the packed copies; they are made anew when needed. With
+        `can_keep`, a GPU with memory to spare keeps its cache, over which the step was captured."""
+        if can_keep and self._is_ahead and _has_room(self._model.device):
             return
         self.clear()
 
@@ -131,16 +144,28 @@ def has_lean_step(model: PreTrainedModel) -> bool:
 
 
 def fused_kernels(model: PreTrainedModel) -> Kernels | None:
-    """The kernels of the fused step, None where it cannot be taken: it needs a known model without
-    adapters, on CUDA, and Triton."""
-    if not _is_known(model) or model.device.type != "cuda" or find_spec("triton") is None:
+    """The kernels of the fused step, None where it cannot be taken: it needs a known model of plain
+    layers, on CUDA, and a Triton that works."""
+    if model.device.type != "cuda" or find_spec("triton") is None:
         return None
-    layers: Any = model.base_model.layers
-    if any(type(m) is not nn.Linear for m in layers.modules() if isinstance(m, nn.Linear)):
+    if not _is_known(model) or not can_fuse(model):
         return None
-    from forethought.sampling import triton_kernels
+    return _working_kernels(model.device, model.dtype)
 
-    kernels: Any = triton_kernels
+
+@cache
+def _working_kernels(device: torch.device, dtype: torch.dtype) -> Kernels | None:
+    """Triton's kernels, tried out once: it builds its launcher with the machine's C compiler, and
+    an old GPU may lack what they need."""
+    try:
+        from forethought.sampling import triton_kernels
+
+        kernels: Any = triton_kernels
+        with torch.cuda.device(device):
+            try_kernels(kernels, device, dtype)
+    except Exception as error:  # whatever a compiler says
+        logger.warning("decoding without Triton, which is slower: %s", str(error)[:200])
+        return None
     return kernels  # type: ignore[no-any-return]
 
 

@@ -65,13 +65,22 @@ class Stack:
 
 
 def _side_by_side(parameters: Sequence[Tensor]) -> Tensor:
-    """One tensor of all, of which they become views."""
-    if len(parameters) == 1:
-        return parameters[0].data
+    """One tensor of all, of which they become views; the one of which they are already."""
+    first = parameters[0].data
+    if _are_one(parameters):
+        return first.as_strided((sum(map(len, parameters)), *first.shape[1:]), first.stride())
     whole = torch.cat([p.data for p in parameters])
     for parameter, part in zip(parameters, _parts(whole, parameters), strict=True):
         parameter.data = part
     return whole
+
+
+def _are_one(parameters: Sequence[Tensor]) -> bool:
+    """Whether each begins where the last one ends."""
+    storages = {p.untyped_storage().data_ptr() for p in parameters}
+    ends = [p.data_ptr() + p.nbytes for p in parameters]
+    pairs = zip(ends, parameters[1:], strict=False)
+    return len(storages) == 1 and all(end == p.data_ptr() for end, p in pairs)
 
 
 def _is_made_of(whole: Tensor, parameters: Sequence[Tensor]) -> bool:
@@ -81,6 +90,17 @@ def _is_made_of(whole: Tensor, parameters: Sequence[Tensor]) -> bool:
 
 def _parts(whole: Tensor, parameters: Sequence[Tensor]) -> Sequence[Tensor]:
     return torch.split(whole, [len(p) for p in parameters])
+
+
+def _stacks(layer: Any) -> list[list[nn.Linear]]:
+    """The linear layers of a block that have one input, side by side."""
+    attention, mlp = layer.self_attn, layer.mlp
+    return [
+        [attention.q_proj, attention.k_proj, attention.v_proj],
+        [attention.o_proj],
+        [mlp.gate_proj, mlp.up_proj],
+        [mlp.down_proj],
+    ]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -98,16 +118,17 @@ class Block:
 
     @staticmethod
     def of(layer: Any) -> Block:
-        attention, mlp = layer.self_attn, layer.mlp
+        attention = layer.self_attn
+        heads, output, gate_up, down = map(Stack.of, _stacks(layer))
         has_norms = getattr(attention, "q_norm", None) is not None
         return Block(
             attention_norm=layer.input_layernorm.weight,
-            heads=Stack.of([attention.q_proj, attention.k_proj, attention.v_proj]),
+            heads=heads,
             norms=(attention.q_norm.weight, attention.k_norm.weight) if has_norms else None,
-            output=Stack.of([attention.o_proj]),
+            output=output,
             mlp_norm=layer.post_attention_layernorm.weight,
-            gate_up=Stack.of([mlp.gate_proj, mlp.up_proj]),
-            down=Stack.of([mlp.down_proj]),
+            gate_up=gate_up,
+            down=down,
         )
 
     @property
@@ -120,16 +141,13 @@ class FusedModel:
 
     def __init__(self, model: PreTrainedModel, kernels: Kernels) -> None:
         base: Any = model.base_model
-        caller: Any = model
-        self._base, self._head = base, caller.get_output_embeddings()
-        self._kernels = kernels
+        self._model, self._base, self._kernels = model, base, kernels
         # outside of inference mode, in which new tensors can take part in no training
         with torch.inference_mode(False):
             self._blocks = tuple(Block.of(layer) for layer in base.layers)
-        self._norm = base.norm
         self._head_dim = int(base.layers[0].self_attn.head_dim)
         self._scale = float(base.layers[0].self_attn.scaling)
-        self._rotations: dict[int, Rotation] = {}
+        self._rotation_of: tuple[int, Rotation] | None = None  # by number of positions
 
     @property
     def is_whole(self) -> bool:
@@ -143,7 +161,9 @@ class FusedModel:
         delta = None
         for block, layer in zip(self._blocks, cache.slot_layers, strict=True):
             delta = self._block(block, layer, hidden, delta, positions, rotation)
-        logits: Tensor = self._head(self._add_norm(hidden, delta, self._norm.weight))
+        caller: Any = self._model
+        normed = self._add_norm(hidden, delta, self._base.norm.weight)
+        logits: Tensor = caller.get_output_embeddings()(normed)
         return logits
 
     def _block(
@@ -164,20 +184,53 @@ class FusedModel:
             positions,
             rotation,
             block.norms,
-            self._norm.variance_epsilon,
+            self._base.norm.variance_epsilon,
             self._scale,
         )
         normed = self._add_norm(hidden, block.output(attended), block.mlp_norm)
         return block.down(self._kernels.silu_gate(block.gate_up(normed)))
 
     def _add_norm(self, hidden: Tensor, delta: Tensor | None, weight: Tensor) -> Tensor:
-        return self._kernels.add_norm(hidden, delta, weight, self._norm.variance_epsilon)
+        return self._kernels.add_norm(hidden, delta, weight, self._base.norm.variance_epsilon)
 
     def _rotation(self, count: int) -> Rotation:
         """Cosines and sines (count, head_dim) of the rotary position embedding."""
-        if count not in self._rotations:
+        if self._rotation_of is None or self._rotation_of[0] != count:
             device = self._base.embed_tokens.weight.device
             like = torch.empty(0, dtype=torch.float32, device=device)
             cos, sin = self._base.rotary_emb(like, torch.arange(count, device=device)[None])
-            self._rotations[count] = cos[0].contiguous(), sin[0].contiguous()
-        return self._rotations[count]
+            self._rotation_of = count, (cos[0].contiguous(), sin[0].contiguous())
+        return self._rotation_of[1]
+
+
+_NUMBERS = (torch.float32, torch.bfloat16, torch.float16)
+
+
+def can_fuse(model: PreTrainedModel) -> bool:
+    """Whether the layers of a Llama or Qwen model are plain: no adapters, no quantized weights,
+    all in one place."""
+    base: Any = model.base_model
+    stacks = [stack for layer in base.layers for stack in _stacks(layer)]
+    layers = [layer for stack in stacks for layer in stack]
+    return all(
+        type(layer) is nn.Linear
+        and type(layer.weight) is nn.Parameter
+        and (layer.weight.device, layer.weight.dtype) == (model.device, model.dtype)
+        and model.dtype in _NUMBERS
+        for layer in layers
+    ) and all(len({layer.bias is None for layer in stack}) == 1 for stack in stacks)
+
+
+def try_kernels(kernels: Kernels, device: torch.device, dtype: torch.dtype) -> None:
+    """Run each once on a token or two. Raises whatever is wrong with them."""
+    rows, heads, kv_heads, size, columns = 2, 4, 2, 16, 20
+    x = torch.ones(rows, size, dtype=dtype, device=device)
+    kernels.add_norm(x.float(), x, x[0], 1e-6)
+    kernels.silu_gate(x)
+    cache = torch.ones(2, rows, kv_heads, columns, size, dtype=dtype, device=device)
+    rotation = torch.ones(2, columns, size, device=device)
+    lengths = torch.tensor([0, columns - 1], device=device)
+    queries = torch.ones(rows, heads + 2 * kv_heads, size, dtype=dtype, device=device)
+    found = kernels.attend(queries, *cache, lengths, tuple(rotation), None, 1e-6, 1.0)
+    if not bool(found.isfinite().all()):
+        raise RuntimeError("its attention is not finite")

@@ -86,8 +86,9 @@ class LocalEngine:
 
     def release(self) -> None:
         """Give back what sampling holds: its cache and packed copies of weights. The next call
-        makes them anew."""
-        self._decoder.release()
+        makes them anew. Once the weights have been updated, so that what an update takes is known,
+        a GPU with room for both keeps them."""
+        self._decoder.release(can_keep=self.policy_version > 0)
 
     @torch.no_grad()
     def update_weights(self, source: PreTrainedModel, policy_version: int) -> None:

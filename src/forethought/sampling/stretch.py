@@ -44,7 +44,7 @@ class Stretches:
     def __init__(
         self, model: PreTrainedModel, cache: SlotCache, fused: FusedModel | None = None
     ) -> None:
-        self._model, self._cache, self._fused = model, cache, fused
+        self._model, self.cache, self._fused = model, cache, fused
         count, device = cache.max_rows, model.device
         self._last_ids = torch.zeros(count, dtype=torch.int64, device=device)
         self._lengths = torch.zeros(count, dtype=torch.int64, device=device)
@@ -61,11 +61,11 @@ class Stretches:
 
     def is_of(self, cache: SlotCache) -> bool:
         """Whether it can go on with this cache, and with the model as it is now."""
-        return cache is self._cache and self._addresses == _addresses(self._model)
+        return cache is self.cache and self._addresses == _addresses(self._model)
 
     def run(self, rows: Sequence[Row]) -> Stretch:
         """Sample TOKENS more for each of the live rows, which stand in the cache in this order."""
-        count = min(-(-len(rows) // _ROWS) * _ROWS, self._cache.max_rows)
+        count = min(-(-len(rows) // _ROWS) * _ROWS, self.cache.max_rows)
         kinds = Kinds.of([row.params for row in rows])
         step = self._step_of((count, self._width(rows), kinds))
         self._load(rows)
@@ -79,8 +79,8 @@ class Stretches:
     def _width(self, rows: Sequence[Row]) -> int:
         """Columns of the cache that a step looks at; the fused one sees for itself."""
         if self._fused is not None:
-            return self._cache.max_columns
-        return min(round_up(max(row.length for row in rows) + TOKENS), self._cache.max_columns)
+            return self.cache.max_columns
+        return min(round_up(max(row.length for row in rows) + TOKENS), self.cache.max_columns)
 
     def _load(self, rows: Sequence[Row]) -> None:
         """Where every row stands, and the chances of its next tokens."""
@@ -105,9 +105,9 @@ class Stretches:
         count, width, kinds = key
         last_ids, lengths = self._last_ids[:count], self._lengths[:count]
         if self._fused is not None:
-            logits = self._fused.decode(self._cache, last_ids, lengths)
+            logits = self._fused.decode(self.cache, last_ids, lengths)
         else:
-            logits = decode_at(self._model, self._cache, last_ids, lengths, width)
+            logits = decode_at(self._model, self.cache, last_ids, lengths, width)
         drawn = draw_tokens(
             logits.float(),
             self._temperature[:count],

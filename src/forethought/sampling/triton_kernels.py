@@ -54,8 +54,9 @@ def _add_norm(  # type: ignore[no-untyped-def]
     x = tl.load(hidden + row + columns, mask=inside, other=0.0)
     if HAS_DELTA:
         x += tl.load(delta + row + columns, mask=inside, other=0.0).to(tl.float32)
-        tl.store(hidden + row + columns, x, mask=inside)
     factor = 1.0 / tl.sqrt(tl.sum(x * x, axis=0) / width + epsilon)
+    if HAS_DELTA:  # behind the sum, at which the row's threads have all read
+        tl.store(hidden + row + columns, x, mask=inside)
     scale = tl.load(weight + columns, mask=inside, other=0.0).to(tl.float32)
     tl.store(out + row + columns, x * factor * scale, mask=inside)
 
