@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import pytest
@@ -75,10 +76,31 @@ def test_walking_back_twice_is_an_error() -> None:
 
 def test_a_head_that_does_more_is_left_to_its_family() -> None:
     model = build("qwen2")
-    hidden = torch.zeros(1, 64)
-    assert heads._plain_head(model, hidden) is model.lm_head.weight
-    assert heads._plain_head(model, hidden.bfloat16()) is None
-    with torch.autocast("cpu", torch.bfloat16):
-        assert heads._plain_head(model, hidden) is None
+    assert heads._plain_head(model) is model.lm_head.weight
+    assert heads._plain_head(copy.deepcopy(model).bfloat16()) is None
     model.config.final_logit_softcapping = 30.0
-    assert heads._plain_head(model, hidden) is None
+    assert heads._plain_head(model) is None
+
+
+@pytest.mark.parametrize("wants_entropy", [False, True])
+def test_under_autocast_it_is_the_linear_layers_own_arithmetic(wants_entropy: bool) -> None:
+    model = build("qwen2")
+    ids, positions = torch.randint(300, (3, 9)), torch.tensor([0, 3, 7, 20, 20])
+    targets = torch.tensor([5, 6, 7, 8, 9])
+    found = []
+    for is_plain in (True, False):
+        with pytest.MonkeyPatch.context() as patch, torch.autocast("cpu", torch.bfloat16):
+            if not is_plain:
+                patch.setattr(heads, "_plain_head", lambda model: None)
+            reading = heads.read_tokens(
+                model, ids, positions, targets, 0.7, wants_entropy=wants_entropy
+            )
+        total = reading.logprobs.sum()
+        if reading.entropies is not None:
+            total = total + reading.entropies.sum()
+        model.zero_grad()
+        total.backward()
+        found.append([reading.logprobs, *[p.grad.clone() for p in model.parameters()]])
+        assert reading.logprobs.dtype == torch.float32
+    for mine, theirs in zip(*found, strict=True):
+        assert (mine - theirs).norm() <= 0.02 * theirs.norm() + 1e-6

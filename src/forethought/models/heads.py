@@ -61,7 +61,7 @@ def read_tokens(
     # not hidden[positions]: siblings share a position, and the gradient of an index adds such terms
     # up in whatever order the threads come, so that a resumed run would not end in the same bits
     needed = hidden.flatten(0, 1).index_select(0, positions)
-    head = _plain_head(model, needed)
+    head = _plain_head(model)
     if head is not None and wants_entropy:
         both: tuple[Tensor, Tensor] = _HeadEntropies.apply(needed, head, targets, temperature)  # type: ignore[no-untyped-call]
         return Reading(*both, needed)
@@ -76,8 +76,9 @@ def read_tokens(
     return Reading(table.gather(1, targets[:, None])[:, 0], entropies, needed)
 
 
-def _plain_head(model: PreTrainedModel, hidden: Tensor) -> Tensor | None:
-    """The head's weight (V, D) where logits are its product with float32 states and no more."""
+def _plain_head(model: PreTrainedModel) -> Tensor | None:
+    """The head's weight (V, D) where logits are its product with the states and no more, and it is
+    in float32; the product may be autocast."""
     caller: Any = model
     head = caller.get_output_embeddings()
     config = model.config.get_text_config()
@@ -86,8 +87,7 @@ def _plain_head(model: PreTrainedModel, hidden: Tensor) -> Tensor | None:
         for name in ("final_logit_softcapping", "logits_scaling", "logit_scale")
     )
     is_plain = type(head) is nn.Linear and head.bias is None and not does_more
-    is_wide = hidden.dtype == torch.float32 and not torch.is_autocast_enabled(hidden.device.type)
-    return head.weight if is_plain and is_wide else None
+    return head.weight if is_plain and head.weight.dtype == torch.float32 else None
 
 
 class _HeadLogprobs(Function):
@@ -95,6 +95,7 @@ class _HeadLogprobs(Function):
 
     cross_entropy keeps logits and log-probabilities and makes a third table for the gradient; here
     the logits become probabilities in place, and these the gradient. So it can be walked back once.
+    Under autocast the products are in its format, as those of a linear layer, and the table is not.
     """
 
     @staticmethod
@@ -102,7 +103,7 @@ class _HeadLogprobs(Function):
         ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor, temperature: float
     ) -> Tensor:
         """hidden: (N, D); weight: (V, D); targets: (N,). Returns (N,) nats."""
-        table = _shifted_logits(hidden, weight, temperature)
+        table, ctx.dtype = _shifted_logits(hidden, weight, temperature)
         chosen = table.gather(1, targets[:, None])[:, 0]
         total = table.exp_().sum(dim=-1)
         table.div_(total[:, None])
@@ -132,7 +133,7 @@ class _HeadEntropies(Function):
         ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor, temperature: float
     ) -> tuple[Tensor, Tensor]:
         """As above; returns log-probabilities and entropies, both (N,) in nats."""
-        table = _shifted_logits(hidden, weight, temperature)
+        table, ctx.dtype = _shifted_logits(hidden, weight, temperature)
         table.sub_(torch.logsumexp(table, dim=-1, keepdim=True))
         parts = [-(rows.exp() * rows).sum(dim=-1) for rows in torch.split(table, _BLOCK)]
         entropies = torch.cat(parts) if parts else table.new_zeros(0)
@@ -161,12 +162,17 @@ class _HeadEntropies(Function):
 _BLOCK = 64  # rows of a table that are worked on at once
 
 
-def _shifted_logits(hidden: Tensor, weight: Tensor, temperature: float) -> Tensor:
-    """hidden @ weight.T / temperature (N, V), less the largest of each row."""
-    table = hidden @ weight.T
+def _shifted_logits(
+    hidden: Tensor, weight: Tensor, temperature: float
+) -> tuple[Tensor, torch.dtype]:
+    """hidden @ weight.T / temperature (N, V) in float32, less the largest of each row, and the
+    format of the product."""
+    product = hidden @ weight.T
+    dtype = product.dtype
+    table = product.float()
     if temperature != 1.0:
         table.div_(temperature)
-    return table.sub_(table.amax(dim=-1, keepdim=True))
+    return table.sub_(table.amax(dim=-1, keepdim=True)), dtype
 
 
 def _take_table(ctx: Any) -> Tensor:
@@ -182,12 +188,10 @@ def _to_inputs(
 ) -> tuple[Tensor | None, ...]:
     """The gradient of the logits, `table` (N, V), carried on to hidden states and weight."""
     wants_hidden, wants_weight = ctx.needs_input_grad[:2]
-    return (
-        table @ weight if wants_hidden else None,
-        table.T @ hidden if wants_weight else None,
-        None,
-        None,
-    )
+    table = table.to(ctx.dtype)
+    to_hidden = (table @ weight.to(ctx.dtype)).to(hidden.dtype) if wants_hidden else None
+    to_weight = (table.T @ hidden.to(ctx.dtype)).to(weight.dtype) if wants_weight else None
+    return to_hidden, to_weight, None, None
 
 
 def attention_mask(model: PreTrainedModel, mask: Tensor) -> Tensor:

@@ -7,9 +7,9 @@
                   + 3 * width + vocabulary
 
 where `strip` is the length of the longest strip that siblings share (its mask is kept, once a
-block), and the vocabulary counts three times where the head computes in bfloat16. This is what
-Llama and Qwen keep in float32 (tests/test_footprint.py); others keep about as much. Weights, the
-sampler and the reference are there already when the estimate is made.
+block), and the vocabulary counts half as much again where the head computes in bfloat16. This is
+what Llama and Qwen keep in float32 (tests/test_footprint.py); others keep about as much. Weights,
+the sampler and the reference are there already when the estimate is made.
 """
 
 from __future__ import annotations
@@ -62,12 +62,12 @@ def footprint(
         for p in group["params"]
     )
     config = model.config.get_text_config()
-    num_tables = 1 if dtype == torch.float32 else 3
+    num_tables = 1.0 if dtype == torch.float32 else 1.5
     values = numbers_per_cell(config, strip) + num_tables * config.vocab_size
     return Footprint(
         gradient_bytes=4 * trained,
         optimizer_bytes=8 * (trained - by_muon) + 4 * by_muon,
-        activation_bytes=4 * num_cells * values,
+        activation_bytes=int(4 * num_cells * values),
         free_bytes=free_bytes(str(model.device)),
     )
 
