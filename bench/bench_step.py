@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import statistics
 import subprocess
 import sys
@@ -34,21 +33,19 @@ TRL = HERE.parent / ".bench" / "trl" / "bin" / "python"
 if find_spec("trl"):  # in this environment, as on a borrowed machine
     TRL = Path(sys.executable)
 ON_CUDA = torch.cuda.is_available()
-SETTINGS = {
-    False: [
-        ("float32", "32", "static"),
-        ("float32", "8", "static"),
-        ("float32", "32", "paged"),
-        ("bfloat16", "32", "static"),
-    ],
-    # autocast: float32 weights, bfloat16 arithmetic, which is what TRL does there by default
-    True: [
-        ("bfloat16", "32", "static"),
-        ("bfloat16", "8", "static"),
-        ("bfloat16", "32", "paged"),
-        ("autocast", "32", "static"),
-    ],
-}[ON_CUDA]
+ON_CPU_TRIED = [
+    ("float32", "32", "static"),
+    ("float32", "8", "static"),
+    ("float32", "32", "paged"),
+    ("bfloat16", "32", "static"),
+]
+ON_CUDA_TRIED = [
+    ("bfloat16", "32", "static"),
+    ("bfloat16", "8", "static"),
+    ("bfloat16", "32", "paged"),
+    ("autocast", "32", "static"),  # float32 weights, bfloat16 arithmetic: TRL's default there
+]
+SETTINGS = ON_CUDA_TRIED if ON_CUDA else ON_CPU_TRIED
 FORMATS = ("bfloat16",) if ON_CUDA else ("float16", "int8")  # of our rollouts
 NAME = "step_cuda" if ON_CUDA else "step"
 LIMIT = 300.0  # seconds for a TRL setting (two steps and its start) before it is given up
@@ -81,7 +78,7 @@ def run(command: list[str], limit: float) -> str | None:
             command,
             check=True,
             stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL if not os.environ.get("VERBOSE") else None,
+            stderr=subprocess.DEVNULL,
             timeout=limit,
             text=True,
         )

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import json
 import random
+import resource
 import string
 import sys
 import zlib
@@ -116,6 +117,16 @@ def rewards(completions, id, **_):  # type: ignore[no-untyped-def]
     """`reward` for a batch, as Forethought calls functions in TRL's convention."""
     pairs = zip(id, completions, strict=True)
     return [reward(int(i), completion[0]["content"]) for i, completion in pairs]
+
+
+def peak_megabytes() -> float:
+    """What this process held at most: of the GPU where there is one, as torch reserved it, else
+    what was resident."""
+    import torch  # not sooner: the command sets how its threads wait before it loads
+
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_reserved() / 2**20
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 
 if __name__ == "__main__":

@@ -55,6 +55,7 @@ TORCH_ROOMS = (
     "sampling/lean.py",
     "sampling/products.py",
     "sampling/shared_cache.py",
+    "sampling/stacks.py",
     "sampling/stopping.py",
     "sampling/stretch.py",
     "sampling/triton_kernels.py",

@@ -15,6 +15,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from forethought.sampling.cache import Prefill, SlotCache
 from forethought.sampling.decoder import Decoder
 from forethought.sampling.local import LocalEngine
 from forethought.sampling.pieces import Piece
@@ -151,3 +152,23 @@ def test_where_every_token_must_be_looked_at_there_is_no_stretch(
     requests = [Request(prompt_ids=prompt_of(4), params=params)]
     assert_same(make_engine().generate(requests), one_by_one(requests))
     assert not num_stretches
+
+
+def test_layers_of_unequal_shape_have_tables_of_their_own() -> None:
+    """As of families whose layers differ in heads, or whose keys are wider than their values."""
+    model = make_engine().model
+    count = int(model.config.num_hidden_layers)
+    sizes = [(2 + layer, 3) for layer in range(count)]
+    cache = SlotCache(model, 3, 8)
+    prompts = [(5, 7), (6,), (8, 9, 4)]
+    parts = [
+        [(torch.randn(1, len(p), wide), torch.randn(1, len(p), narrow)) for wide, narrow in sizes]
+        for p in prompts
+    ]
+    for row, (prompt, layers) in enumerate(zip(prompts, parts, strict=True)):
+        cache.join(row, prompt, Prefill(torch.zeros(4), layers))
+    cache.leave(0, len(prompts[2]))
+    for layer, slots in enumerate(cache.slot_layers):
+        keys, values = parts[2][layer]
+        assert torch.equal(slots.keys[0, :, :3], keys)
+        assert torch.equal(slots.values[0, :, :3], values)

@@ -10,7 +10,6 @@ Run by bench_step.py in an environment with trl 1.16.0.
 from __future__ import annotations
 
 import json
-import resource
 import sys
 import time
 from pathlib import Path
@@ -94,16 +93,12 @@ def main() -> None:
     )
     count_positions(trainer.model, clock)
     trainer.train()
-    if torch.cuda.is_available():
-        peak = torch.cuda.max_memory_reserved() / 2**20
-    else:
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     print(
         json.dumps(
             {
                 "seconds": clock.seconds[-1],
                 "sampled_tokens": num_tokens[-1],
-                "peak_megabytes": peak,
+                "peak_megabytes": work.peak_megabytes(),
                 **clock.counts,
             }
         )

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from forethought.sampling.cache import SlotCache, SlotLayer
+from forethought.sampling.stacks import stacks_of
 
 Rotation = tuple[Tensor, Tensor]
 
@@ -59,18 +60,24 @@ class Stack:
     @property
     def is_whole(self) -> bool:
         """Whether the layers' weights are still where they were put."""
-        if not _is_made_of(self.weight, [layer.weight for layer in self.layers]):
-            return False
-        return self.bias is None or _is_made_of(self.bias, [layer.bias for layer in self.layers])
+        wholes = [(self.weight, [layer.weight for layer in self.layers])]
+        if self.bias is not None:
+            wholes.append((self.bias, [layer.bias for layer in self.layers]))
+        return all(
+            (whole.data_ptr(), whole.dtype) == (parts[0].data_ptr(), parts[0].dtype)
+            and _are_one(parts)
+            for whole, parts in wholes
+        )
 
 
 def _side_by_side(parameters: Sequence[Tensor]) -> Tensor:
     """One tensor of all, of which they become views; the one of which they are already."""
-    first = parameters[0].data
     if _are_one(parameters):
+        first = parameters[0].data
         return first.as_strided((sum(map(len, parameters)), *first.shape[1:]), first.stride())
     whole = torch.cat([p.data for p in parameters])
-    for parameter, part in zip(parameters, _parts(whole, parameters), strict=True):
+    parts = torch.split(whole, [len(p) for p in parameters])
+    for parameter, part in zip(parameters, parts, strict=True):
         parameter.data = part
     return whole
 
@@ -81,26 +88,6 @@ def _are_one(parameters: Sequence[Tensor]) -> bool:
     ends = [p.data_ptr() + p.nbytes for p in parameters]
     pairs = zip(ends, parameters[1:], strict=False)
     return len(storages) == 1 and all(end == p.data_ptr() for end, p in pairs)
-
-
-def _is_made_of(whole: Tensor, parameters: Sequence[Tensor]) -> bool:
-    pairs = zip(parameters, _parts(whole, parameters), strict=True)
-    return all(p.data_ptr() == part.data_ptr() and p.dtype == part.dtype for p, part in pairs)
-
-
-def _parts(whole: Tensor, parameters: Sequence[Tensor]) -> Sequence[Tensor]:
-    return torch.split(whole, [len(p) for p in parameters])
-
-
-def _stacks(layer: Any) -> list[list[nn.Linear]]:
-    """The linear layers of a block that have one input, side by side."""
-    attention, mlp = layer.self_attn, layer.mlp
-    return [
-        [attention.q_proj, attention.k_proj, attention.v_proj],
-        [attention.o_proj],
-        [mlp.gate_proj, mlp.up_proj],
-        [mlp.down_proj],
-    ]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -119,7 +106,7 @@ class Block:
     @staticmethod
     def of(layer: Any) -> Block:
         attention = layer.self_attn
-        heads, output, gate_up, down = map(Stack.of, _stacks(layer))
+        heads, output, gate_up, down = map(Stack.of, stacks_of(layer))
         has_norms = getattr(attention, "q_norm", None) is not None
         return Block(
             attention_norm=layer.input_layernorm.weight,
@@ -210,7 +197,7 @@ def can_fuse(model: PreTrainedModel) -> bool:
     """Whether the layers of a Llama or Qwen model are plain: no adapters, no quantized weights,
     all in one place."""
     base: Any = model.base_model
-    stacks = [stack for layer in base.layers for stack in _stacks(layer)]
+    stacks = [stack for layer in base.layers for stack in stacks_of(layer)]
     layers = [layer for stack in stacks for layer in stack]
     return all(
         type(layer) is nn.Linear

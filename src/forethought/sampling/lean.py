@@ -16,13 +16,14 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import PreTrainedModel
 
 from forethought.machine import usable_cores
 from forethought.sampling import kernels
 from forethought.sampling.products import Product, Weights, products_of
 from forethought.sampling.shared_cache import Floats, Indices, SharedCache
+from forethought.sampling.stacks import NUM_STACKS, stacks_of
 
 _WORTH_SHARING = 2_000_000  # products: some 0.7 ms of one core, ten times what a thread costs
 
@@ -102,12 +103,12 @@ class LeanModel:
         they stay as they are."""
         base: Any = model.base_model
         caller: Any = model
-        stacks = [stack for layer in base.layers for stack in _stacks(layer)]
+        stacks = [stack for layer in base.layers for stack in stacks_of(layer)]
         *products, head = products_of([*stacks, [caller.get_output_embeddings()]], weights)
         return LeanModel(
             model=model,
             blocks=tuple(
-                _block(layer, *products[_STACKS * i : _STACKS * (i + 1)])
+                _block(layer, *products[NUM_STACKS * i : NUM_STACKS * (i + 1)])
                 for i, layer in enumerate(base.layers)
             ),
             norm=Norm.of(base.norm),
@@ -197,20 +198,6 @@ class LeanModel:
         gated = np.empty((n, self.mlp_width), np.float32)
         kernels.silu_gate(gate_up, gated, step.mlp_powers, step.mlp_powers.view(np.int32))
         kernels.add(hidden, block.down(torch.from_numpy(gated)).numpy())
-
-
-_STACKS = 4  # products of a layer
-
-
-def _stacks(layer: Any) -> list[list[nn.Module]]:
-    """The layers of a block that have one input, side by side."""
-    attention, mlp = layer.self_attn, layer.mlp
-    return [
-        [attention.q_proj, attention.k_proj, attention.v_proj],
-        [attention.o_proj],
-        [mlp.gate_proj, mlp.up_proj],
-        [mlp.down_proj],
-    ]
 
 
 def _block(layer: Any, heads: Product, output: Product, gate_up: Product, down: Product) -> Block:
