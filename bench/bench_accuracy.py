@@ -1,6 +1,7 @@
 """Seconds of training until the bundled model answers as well as TRL 1.16 makes it.
 
-    python bench/bench_accuracy.py [--seeds 0 1 2] [--steps 30] [--set KEY=VALUE ...]
+    python bench/bench_accuracy.py [--seeds 0 1 2] [--steps 30] [--peers RATE:UPDATES ...]
+        [--set KEY=VALUE ...]
 
 Both sides start from the bundled model and train on one family with the same examples and rewards,
 32 prompts x 8 rollouts a batch, with a learning rate that falls linearly. TRL's setting is the best
@@ -8,7 +9,7 @@ of PEERS on the first seed, by the accuracy of its last copies. Ours is the quic
 fall and four updates a batch, chosen on other seeds; --set changes it. After every few batches the
 weights are kept, off the clock; afterwards our engine answers the same held-out problems with each
 copy, two samples a problem. A target is reached at the first copy from which on accuracy stays
-above a share of TRL's final gain. Writes docs/results/accuracy.json.
+above a share of TRL's final gain. Writes docs/results/accuracy.json, on CUDA accuracy_cuda.json.
 """
 
 from __future__ import annotations
@@ -21,6 +22,8 @@ import tempfile
 import time
 from pathlib import Path
 from typing import Any
+
+import torch
 
 from forethought.config import parse_recipe
 from forethought.evaluation.evaluate import evaluate
@@ -37,7 +40,8 @@ from record import write_result
 from trl_side import train_trl
 
 TASK, EVERY, MAX_TOKENS = "sum", 3, 80
-PEERS = [("1e-4", 1), ("4e-4", 1), ("1e-3", 1), ("4e-4", 4)]  # learning rate, updates a batch
+PEERS = ["1e-4:1", "4e-4:1", "1e-3:1", "4e-4:4"]  # learning rate, updates a batch
+NAME = "accuracy_cuda" if torch.cuda.is_available() else "accuracy"
 PROBLEMS, SAMPLES = 300, 2
 SHARES = [0.5, 0.75, 0.9]
 
@@ -122,6 +126,8 @@ def final(points: list[dict[str, float]]) -> float:
 def compare(start: float, peer: list[dict[str, float]], own: list[dict[str, float]]) -> Any:
     gain = final(peer) - start
     result: dict[str, Any] = {"trl_final": round(final(peer), 1), "own_final": round(final(own), 1)}
+    batches = [round(side[-1]["seconds"] / side[-1]["step"], 3) for side in (peer, own)]
+    result |= {"trl_batch_seconds": batches[0], "own_batch_seconds": batches[1]}
     for share in SHARES:
         target = start + share * gain
         theirs, ours = reached(peer, target), reached(own, target)
@@ -138,6 +144,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--steps", type=int, default=30)
+    parser.add_argument("--peers", nargs="+", default=PEERS, metavar="RATE:UPDATES")
     parser.add_argument("--set", action="append", default=[], dest="changes", metavar="KEY=VALUE")
     arguments = parser.parse_args()
     base, steps, first = "bundled:seedling", arguments.steps, arguments.seeds[0]
@@ -148,8 +155,8 @@ def main() -> None:
         save_model(loaded.model, loaded.tokenizer, model)
         start = accuracy_of(str(model), base)
 
-        def peer(setting: tuple[str, int], seed: int) -> list[dict[str, float]]:
-            rate, updates = setting
+        def peer(setting: str, seed: int) -> list[dict[str, float]]:
+            rate, updates = setting.split(":")
             name = f"trl_{rate}_{updates}_{seed}"
             if name not in curves:
                 folder = Path(temporary) / name
@@ -160,8 +167,8 @@ def main() -> None:
                 print(name, curves[name][-1], file=sys.stderr)
             return curves[name]
 
-        tried = {f"{rate}_{n}": final(peer((rate, n), first)) for rate, n in PEERS}
-        best = max(PEERS, key=lambda setting: tried["{}_{}".format(*setting)])
+        tried = {setting: final(peer(setting, first)) for setting in arguments.peers}
+        best = max(tried, key=tried.__getitem__)
         seeds = {}
         for seed in arguments.seeds:
             theirs, folder = peer(best, seed), Path(temporary) / f"own-{seed}"
@@ -169,6 +176,7 @@ def main() -> None:
             curves[f"own_{seed}"] = own
             seeds[f"seed_{seed}"] = compare(start, theirs, own)
             print(json.dumps(seeds[f"seed_{seed}"]), file=sys.stderr)
+    rate, updates = best.split(":")
     ratios = {
         f"median_ratio_at_{share:.0%}".rstrip("%"): statistics.median(
             found[f"at_{share:.0%}".rstrip("%")]["ratio"] or 0.0 for found in seeds.values()
@@ -176,12 +184,12 @@ def main() -> None:
         for share in SHARES
     }
     write_result(
-        "accuracy",
+        NAME,
         command=" ".join(["python", f"bench/{Path(sys.argv[0]).name}", *sys.argv[1:]]),
         seeds=arguments.seeds,
         raw=curves,
-        summary={"start": round(start, 1), "trl_rate": best[0], "trl_updates": best[1]}
-        | {"tried": {name: round(value, 1) for name, value in tried.items()}}
+        summary={"start": round(start, 1), "trl_rate": rate, "trl_updates": int(updates)}
+        | {"tried": {name.replace(":", "_"): round(value, 1) for name, value in tried.items()}}
         | seeds
         | ratios,
     )

@@ -20,18 +20,15 @@ import statistics
 import subprocess
 import sys
 import tempfile
-from importlib.util import find_spec
 from pathlib import Path
 
 import torch
 
 import step_workload as work
 from record import RESULTS, write_result
+from trl_side import TRL
 
 HERE = Path(__file__).resolve().parent
-TRL = HERE.parent / ".bench" / "trl" / "bin" / "python"
-if find_spec("trl"):  # in this environment, as on a borrowed machine
-    TRL = Path(sys.executable)
 ON_CUDA = torch.cuda.is_available()
 ON_CPU_TRIED = [
     ("float32", "32", "static"),
@@ -77,12 +74,14 @@ def run(command: list[str], limit: float) -> str | None:
         done = subprocess.run(
             command,
             check=True,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
+            capture_output=True,
             timeout=limit,
             text=True,
         )
-    except (subprocess.CalledProcessError, subprocess.TimeoutExpired):
+    except subprocess.TimeoutExpired:
+        return None
+    except subprocess.CalledProcessError as error:
+        print(error.stderr[-600:], file=sys.stderr)
         return None
     return done.stdout
 
@@ -136,6 +135,7 @@ def describe(rows: list[dict[str, float]]) -> dict[str, float]:
         "decoded_rows": decoded,
         "backbone_positions": prefilled + decoded + total("computed_tokens"),
         "head_positions": work.PROMPTS_PER_STEP + decoded + total("learned_tokens"),
+        "sampler_gap": mean("policy/sampler_gap"),
     }
 
 
@@ -149,7 +149,7 @@ def trl(folder: Path, setting: tuple[str, str, str], steps: int = 2) -> dict[str
 
 
 def median(runs: list[dict[str, float]]) -> dict[str, float]:
-    return {name: round(statistics.median(run[name] for run in runs), 3) for name in runs[0]}
+    return {name: round(statistics.median(run[name] for run in runs), 4) for name in runs[0]}
 
 
 def name_of(setting: tuple[str, str, str]) -> str:
@@ -178,6 +178,7 @@ def try_settings(folder: Path) -> dict[str, dict[str, float] | None]:
     """TRL's step in every setting, once; kept in .bench, for it takes a quarter of an hour."""
     kept = HERE.parent / ".bench" / f"{NAME}_tried.json"
     if not kept.exists():
+        kept.parent.mkdir(exist_ok=True)
         found = {name_of(setting): trl(folder, setting) for setting in SETTINGS}
         kept.write_text(json.dumps(found), encoding="utf-8")
     tried: dict[str, dict[str, float] | None] = json.loads(kept.read_text(encoding="utf-8"))

@@ -5,10 +5,14 @@ from __future__ import annotations
 import json
 import os
 import subprocess
+import sys
+from importlib.util import find_spec
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 TRL = ROOT / ".bench" / "trl" / "bin" / "python"
+if find_spec("trl"):  # in this environment, as on a borrowed machine
+    TRL = Path(sys.executable)
 
 
 def train_trl(*arguments: object) -> dict[int, float]:

@@ -16,6 +16,7 @@ import json
 import time
 from pathlib import Path
 
+import torch
 from datasets import Dataset
 from transformers import TrainerCallback
 from trl import GRPOConfig, GRPOTrainer
@@ -78,7 +79,7 @@ def main() -> None:
     config = GRPOConfig(
         output_dir=options.folder,
         model_init_kwargs={"dtype": options.dtype},
-        use_cpu=True,
+        use_cpu=not torch.cuda.is_available(),
         bf16=False,
         gradient_checkpointing=False,
         per_device_train_batch_size=micro_batch,
