@@ -13,16 +13,17 @@ One GRPO recipe, six ways to do its steps, each adding to the one before:
     f  Forethought's own step
 
 (a) to (e) lay a micro-batch out as TRL 0.16 did: one group padded to its longest rollout, its head
-over every completion position. All use the same sampler, so (a) is faster here than with
-transformers.generate. Seconds are those of the steps. At the end every policy answers the same
-held-out problems, two samples each; the interval of the difference from (a) pairs problems. Writes
-docs/results/dash.json.
+over every completion position. All use our sampler, with which (a) wastes less than the baseline
+did; so a_hf and c_hf are (a) and (c) with transformers.generate, as TRL 0.16 sampled by default.
+Seconds are those of the steps. At the end every policy answers the same held-out problems, two
+samples each; the interval of the difference from (a) pairs problems. Writes docs/results/dash.json.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import statistics
 import sys
 import tempfile
 import time
@@ -52,6 +53,7 @@ from forethought.training.selection import Source, draw_indices
 from forethought.training.stages import start_run
 from forethought.training.update import apply_update
 from forethought.types import Rollout, RolloutGroup
+from hf_sampler import HfSampler
 from record import write_result
 
 KL = 0.04  # TRL 0.16's default
@@ -66,6 +68,7 @@ class Way:
     skips_forward: bool = True
     has_kl: bool = False
     is_own: bool = False
+    has_hf_sampler: bool = False
 
 
 WAYS = [
@@ -75,6 +78,15 @@ WAYS = [
     Way("d", has_kl=True),
     Way("e"),
     Way("f", is_own=True),
+    Way(
+        "a_hf",
+        is_ahead=False,
+        skips_backward=False,
+        skips_forward=False,
+        has_kl=True,
+        has_hf_sampler=True,
+    ),
+    Way("c_hf", skips_forward=False, has_kl=True, has_hf_sampler=True),
 ]
 
 
@@ -123,10 +135,11 @@ def plain_step(learner: Learner, way: Way, step: int, clock: Clock) -> None:
         recipe.prompts_per_step,
     )
     examples = [learner.task[index] for index in indices]
+    engine: Any = HfSampler(learner.engine) if way.has_hf_sampler else learner.engine
     if way.is_ahead:
-        groups = sample_rollouts(learner.engine, examples, recipe, step)
+        groups = sample_rollouts(engine, examples, recipe, step)
     else:
-        groups = [sample_rollouts(learner.engine, [e], recipe, step)[0] for e in examples]
+        groups = [sample_rollouts(engine, [e], recipe, step)[0] for e in examples]
     clock.lap("sample")
     groups = grade_rollouts(groups, learner.task, learner.parts)
     groups = assign_advantages(groups, recipe.estimator)
@@ -227,11 +240,12 @@ def answer(learner: Learner, recipe: RlRecipe) -> list[float]:
 
 def summarize(raw: dict[str, list[dict[str, Any]]]) -> dict[str, Any]:
     base = raw["a"]
+    baseline = statistics.fmean(run["seconds"] for run in base)
+    baseline_hf = statistics.fmean(run["seconds"] for run in raw["a_hf"])
     base_scores = [score for run in base for score in run["scores"]]
     summary = {}
     for name, runs in raw.items():
-        seconds = sum(run["seconds"] for run in runs) / len(runs)
-        baseline = sum(run["seconds"] for run in base) / len(base)
+        seconds = statistics.fmean(run["seconds"] for run in runs)
         gap = paired_difference(base_scores, [score for run in runs for score in run["scores"]])
         parts = {key: 0.0 for run in runs for key in run["parts"]}
         for run in runs:
@@ -240,6 +254,7 @@ def summarize(raw: dict[str, list[dict[str, Any]]]) -> dict[str, Any]:
         summary[name] = {
             "seconds": round(seconds, 1),
             "saved_percent": round(100 * (1 - seconds / baseline), 1),
+            "saved_percent_hf": round(100 * (1 - seconds / baseline_hf), 1),
             "accuracy": round(sum(run["accuracy"] for run in runs) / len(runs), 1),
             "accuracy_of_seeds": [round(run["accuracy"], 1) for run in runs],
             "difference": round(100 * gap.mean, 1),

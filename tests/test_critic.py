@@ -38,7 +38,7 @@ from forethought.training.stages import run_stage, start_run
 from forethought.training.strips import Row
 from forethought.training.token_scores import criticise, rewards_of_tokens
 from forethought.types import FinishReason, Rollout, RolloutGroup
-from tiny_runs import rl_tables, save_tiny, train_in_two, without_clock
+from tiny_runs import NARROWEST, rl_tables, save_tiny, train_in_two, without_clock
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -271,7 +271,8 @@ def some_learner(base: Path, folder: Path, **changes: Any) -> tuple[Learner, lis
     moved += [] if learner.critic is None else [*learner.critic.head.parameters()]
     with torch.no_grad():
         for parameter in moved:
-            parameter.add_(0.05 * torch.randn(parameter.shape, generator=generator))
+            change = 0.05 * torch.randn(parameter.shape, generator=generator)
+            parameter.add_(change.to(parameter.device))
     learner.engine.update_weights(learner.policy, 0)
     examples = [learner.task[i] for i in range(3)]
     groups = sample_rollouts(learner.engine, examples, recipe, 1)
@@ -340,7 +341,7 @@ def test_values_and_advantages_are_those_of_a_plain_pass(base: Path, tmp_path: P
         assert values is not None and returns is not None
         ids, start = torch.tensor([rollouts[i].token_ids]), rollouts[i].sampled_mask.index(True)
         with torch.no_grad():
-            hidden = learner.policy.base_model(ids).last_hidden_state[0]
+            hidden = learner.policy.base_model(ids.to(learner.policy.device)).last_hidden_state[0]
             plain = learner.critic.head(hidden)[start - 1 : -1].tolist()
         assert values[start:] == pytest.approx(plain, abs=1e-5)
         naive.append(naive_advantages(rollouts[i].reward or 0.0, plain, 0.9, 0.7))
@@ -358,7 +359,7 @@ def test_values_and_advantages_are_those_of_a_plain_pass(base: Path, tmp_path: P
     "changes",
     [
         {"num_iterations": 3, "kl_coefficient": 0.1, "kl_in": "reward"},
-        {"lora": {"rank": 4}, "critic": {"coefficient": 0.0}, "rollout_dtype": "int8"},
+        {"lora": {"rank": 4}, "critic": {"coefficient": 0.0}, "rollout_dtype": NARROWEST},
     ],
     ids=["reused", "lora"],
 )

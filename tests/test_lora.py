@@ -31,6 +31,7 @@ from forethought.types import Request, SamplingParams
 from model_families import make_model, tokenizer
 from tiny_runs import (
     EVEN_REWARD,
+    NARROWEST,
     rl_tables,
     sft_tables,
     tiny_policy,
@@ -48,8 +49,8 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 
 def logits(model: Any) -> torch.Tensor:
     with torch.no_grad():
-        found: torch.Tensor = model.eval()(IDS).logits
-    return found
+        found: torch.Tensor = model.eval()(IDS.to(model.device)).logits
+    return found.cpu()
 
 
 def adapted(family: str = "llama", config: Lora = CONFIG, **options: Any) -> Any:
@@ -351,7 +352,7 @@ def test_the_kl_penalty_is_that_to_a_copy_of_the_starting_model(base: Path, tmp_
 
 @pytest.mark.parametrize(
     "changes",
-    [{"kl_coefficient": 0.1}, {"num_iterations": 3, "rollout_dtype": "int8"}],
+    [{"kl_coefficient": 0.1}, {"num_iterations": 3, "rollout_dtype": NARROWEST}],
     ids=["kl", "reused"],
 )
 def test_rl_with_an_adapter_resumes_to_the_same_bits(

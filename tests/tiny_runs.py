@@ -20,6 +20,8 @@ from forethought.tasks.base import load_task
 from forethought.training import pretrain
 from forethought.training.stages import run_stage, start_run
 
+NARROWEST = "auto" if torch.cuda.is_available() else "int8"  # of rollouts; int8 is a processor's
+
 # Pays for even token ids: something that differs between the siblings of a model of nothing.
 EVEN_REWARD = """
 def even(completion_ids, **kwargs):

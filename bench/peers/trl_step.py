@@ -83,6 +83,9 @@ def main() -> None:
         logging_strategy="no",
         disable_tqdm=True,
     )
+    # its gradient under a mask is not a number at some lengths, and the next step's sampling fails:
+    # pytorch#196678; ours leaves it out too (models/precision.py)
+    torch.backends.cuda.enable_cudnn_sdp(False)
     clock = Clock()
     trainer = GRPOTrainer(
         model=str(folder / "model"),

@@ -97,6 +97,8 @@ def main() -> None:
         logging_strategy="no",
         disable_tqdm=True,
     )
+    # its gradient under a mask is not a number at some lengths: pytorch#196678
+    torch.backends.cuda.enable_cudnn_sdp(False)
     prompts = [[dict(message) for message in example.messages] for example in examples]
     data = Dataset.from_dict({"prompt": prompts, "place": list(range(len(examples)))})
     trainer = GRPOTrainer(
