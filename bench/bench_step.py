@@ -99,7 +99,7 @@ def ours(folder: Path, rollout_dtype: str, steps: int = work.NUM_STEPS) -> dict[
                 group=work.GROUP_SIZE,
                 max_tokens=work.MAX_TOKENS,
                 rollout_dtype=rollout_dtype,
-                cells=16384 if ON_CUDA else 1024,
+                cells=16384 if ON_CUDA else 512,
                 here=HERE,
             )
         )
