@@ -156,8 +156,9 @@ def fork_server() -> Any:
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(PRELOADED)
     before = dict(os.environ)
-    # the server does not get the path from us
-    os.environ.update(ONE_THREAD | {"PYTHONPATH": os.pathsep.join(map(os.path.abspath, sys.path))})
+    # the server does not get the path from us, and what it loads on a GPU is lost to its forks
+    paths = os.pathsep.join(map(os.path.abspath, sys.path))
+    os.environ.update(ONE_THREAD | {"PYTHONPATH": paths, "CUDA_VISIBLE_DEVICES": ""})
     try:
         forkserver.ensure_running()
     finally:

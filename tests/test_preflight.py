@@ -230,7 +230,7 @@ def test_a_batch_that_is_not_finite_is_a_warning(
 def test_too_little_memory_is_a_warning_that_names_the_knob(
     tables: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("forethought.training.footprint.free_memory_bytes", lambda: 1000)
+    monkeypatch.setattr("forethought.training.footprint.free_bytes", lambda device: 1000)
     found = flight(tables, tmp_path / "run")
     [short] = [w for w in found.warnings if w.name == "MemoryShort"]
     assert "lower max_batch_tokens" in short.text

@@ -154,5 +154,6 @@ def load_critic(folder: Path, critic: Critic) -> None:
     """Restore what `save_critic` wrote, in place."""
     device = str(critic.head.linear.weight.device)
     critic.head.load_state_dict(load_file(folder / _WEIGHTS, device=device))
-    state = torch.load(folder / _OPTIMIZER, weights_only=True, map_location=device)
+    # its step count stays on the CPU, wherever the head is; the moments are moved to the head
+    state = torch.load(folder / _OPTIMIZER, weights_only=True, map_location="cpu")
     critic.optimizer.load_state_dict(state)
