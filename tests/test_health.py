@@ -116,6 +116,15 @@ def test_a_run_that_learns_and_masters_its_task_late_is_left_alone() -> None:
     assert warnings_of(rows, recipe_of()) == []
 
 
+def test_small_groups_of_a_good_model_seldom_differ_and_that_is_no_collapse() -> None:
+    """1 - 0.88^4 - 0.12^4 = 0.4 of groups would differ if all problems were alike."""
+    near = {"policy/entropy": 0.015, "grade/correct_frac": 0.88, "reward/mean": 0.95}
+    for signal, expected in ((0.28, []), (0.18, ["EntropyCollapse"])):
+        rows = history_of((10, {}), (20, near | {"rollout/signal_frac": signal}))
+        found = warnings_of(rows, recipe_of(group_size=4))
+        assert [w.name for w in found] == expected
+
+
 def test_a_model_that_learns_to_box_its_answer_is_not_told_to() -> None:
     rows = history_of(*[(1, {"grade/no_answer_frac": 0.95 - 0.01 * i}) for i in range(30)])
     assert warnings_of(rows, recipe_of()) == []

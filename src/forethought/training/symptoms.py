@@ -14,7 +14,8 @@ from forethought.schema import RecipeBase, RlRecipe
 from forethought.training.algorithms import ALGORITHMS
 from forethought.training.history import WINDOW, History
 
-_NO_SIGNAL, _LITTLE_SIGNAL = 0.05, 0.3  # share of groups whose siblings differ in reward
+_NO_SIGNAL = 0.05  # share of groups whose siblings differ in reward
+_LITTLE_SIGNAL = 0.5  # of the share that would differ if all problems were alike
 _MASTERED = 0.9  # share of rollouts that are right
 _LOW_ENTROPY, _ENTROPY_LEFT = 0.01, 0.1  # nats a token; share of what there was at first
 _TRUNCATED, _NEAR_LIMIT, _GROWTH = 0.3, 0.8, 2.0
@@ -84,7 +85,8 @@ def entropy_collapse(history: History, recipe: RlRecipe) -> str | None:
     if now is None or at_first is None or signal is None or right is None:
         return None
     is_low = now < max(_LOW_ENTROPY, _ENTROPY_LEFT * at_first)
-    is_stuck = signal <= _LITTLE_SIGNAL and history.is_flat("reward/mean")
+    by_chance = 1 - right**recipe.group_size - (1 - right) ** recipe.group_size
+    is_stuck = signal <= _LITTLE_SIGNAL * by_chance and history.is_flat("reward/mean")
     if not (is_low and is_stuck and right < _MASTERED):
         return None
     return (
