@@ -22,7 +22,7 @@ STORMS = (range(200, 232), range(700, 732))  # the calls that a storm of 429s me
 TRAITS = Traits(n=True, seed=True, logprobs=True, overhead_tokens=7)  # of the fault server
 IMPATIENT = Limits(
     max_concurrent=16,
-    request_seconds=0.5,
+    request_seconds=1.0,
     call_seconds=120.0,
     retries=RetryPolicy(max_retries=40, first_wait_seconds=0.01, max_wait_seconds=0.1),
 )

@@ -64,7 +64,7 @@ def test_a_thousand_requests_with_every_fault_come_through(record: FaultRecord) 
     assert record.server["faults"].keys() == {fault.value for fault in Fault}
     assert num_lost(record) == num_twice(record) == 0
     assert record.failures == []
-    assert record.seconds < 30
+    assert record.seconds < 60
 
 
 def test_every_completion_stands_where_it_belongs_and_only_there(record: FaultRecord) -> None:
