@@ -5,7 +5,7 @@
 
 Both sides start from the bundled model and train on one family with the same examples and rewards,
 32 prompts x 8 rollouts a batch, with a learning rate that falls linearly. TRL's setting is the best
-of PEERS on the first seed, by the accuracy of its last copies. Ours is the quickstart's but for the
+of PEERS on the first seed, by the accuracy of its last copies. Ours is rloo with that
 fall and four updates a batch, chosen on other seeds; --set changes it. After every few batches the
 weights are kept, off the clock; afterwards our engine answers the same held-out problems with each
 copy, two samples a problem. A target is reached at the first copy from which on accuracy stays

@@ -3,8 +3,8 @@
     python bench/bench_selection.py [--seeds 0 1 2] [--seconds 50] [--arms default greso ...]
                                      [--tasks sum equation] [--name selection]
 
-All arms start from the bundled model and train the quickstart's recipe (rloo without the dead
-groups, 32 prompts x 8 rollouts) on the same few examples, so that each comes back several times;
+All arms start from the bundled model and train one recipe (rloo without the dead groups, 32
+prompts x 8 rollouts) on the same few examples, so that each comes back several times;
 an arm changes what its name says. A run ends with the first step that begins after so many seconds
 of steps. Arms take turns, in an order that moves by one with every seed. At the end the policy
 answers the same held-out problems, some samples each at temperature 1.

@@ -24,7 +24,9 @@ class HfSampler:
         """All requests' rows in one call, padded on the left; every row decodes until the last one
         ends."""
         prompts = [self._engine.prompt_ids(request) for request in requests]
-        rows = [p for p, request in zip(prompts, requests, strict=True) for _ in range(_n(request))]
+        rows = [
+            p for p, request in zip(prompts, requests, strict=True) for _ in range(request.params.n)
+        ]
         width, pad = max(map(len, rows)), self._tokenizer.pad_token_id
         input_ids = torch.tensor([[pad] * (width - len(row)) + list(row) for row in rows])
         mask = torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in rows])
@@ -42,7 +44,7 @@ class HfSampler:
         )
         rest = iter(found[:, width:].tolist())
         return [
-            [self._completion(prompt, next(rest)) for _ in range(_n(request))]
+            [self._completion(prompt, next(rest)) for _ in range(request.params.n)]
             for prompt, request in zip(prompts, requests, strict=True)
         ]
 
@@ -58,7 +60,3 @@ class HfSampler:
             finish_reason=FinishReason.EOS if has_ended else FinishReason.LENGTH,
             usage=Usage(sampled_tokens=len(token_ids)),
         )
-
-
-def _n(request: Request) -> int:
-    return request.params.n
