@@ -38,6 +38,7 @@ from forethought.config import parse_recipe
 from forethought.evaluation.evaluate import evaluate
 from forethought.evaluation.metrics import paired_difference
 from forethought.models.heads import token_logprobs
+from forethought.models.pages import keep_pages
 from forethought.run import Run
 from forethought.schema import RlRecipe
 from forethought.training.algorithms import ALGORITHMS
@@ -200,6 +201,7 @@ def train(way: Way, seed: int, steps: int, folder: Path) -> dict[str, Any]:
     recipe = recipe_of(way, seed, steps, folder)
     with start_run(recipe, ["bench_dash"]) as run:
         learner = build_learner(recipe, run)
+        keep_pages(learner.policy)  # as a run does, for every way
         start_or_resume(learner, run, 0)
         seconds, parts = time_steps(learner, way, run)
         scores = answer(learner, recipe)

@@ -43,7 +43,7 @@ class SharedCache:
 
     def _allocate(self, count: int, columns: int) -> Floats:
         layers, kv_heads, head_dim = self._shape
-        return np.zeros((layers, 2, count, kv_heads, columns, head_dim), dtype=np.float32)
+        return np.empty((layers, 2, count, kv_heads, columns, head_dim), dtype=np.float32)
 
     @property
     def max_columns(self) -> int:

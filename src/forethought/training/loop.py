@@ -11,6 +11,7 @@ import torch
 from transformers import PreTrainedModel
 
 from forethought.errors import TrainingStopped
+from forethought.models.pages import keep_pages
 from forethought.run import Run
 from forethought.sampling.draw import stable_seed
 from forethought.training.checkpoint import load_state, save_state
@@ -51,6 +52,7 @@ def run_steps(
     weights are not finite, and KeyboardInterrupt when the user asked to stop, with a checkpoint
     to resume from.
     """
+    keep_pages(model)
     start, totals = resume_state(run, model, optimizers, load_extra)
 
     def save(folder: Path) -> None:

@@ -1,0 +1,35 @@
+"""Keep the memory that one training step frees for the next.
+
+glibc gives a large block back to the kernel when it is freed, and the next block of that size
+comes as pages that must be found and cleared one by one, in a virtual machine by the host too. A
+step of a small model frees and asks for the same blocks again and again. Large models are left
+alone: their blocks differ more, and what lies between them would add up.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import sys
+
+from torch import nn
+
+from forethought.machine import describe_machine
+
+# Of mallopt(3), by glibc's malloc.h.
+_TRIM_THRESHOLD, _MMAP_MAX = -1, -4
+_NEVER = 2**31 - 1
+_STATE_BYTES = 16  # a parameter with its gradient and AdamW's moments
+_SHARE_OF_MEMORY = 1 / 16
+
+
+def keep_pages(model: nn.Module) -> bool:
+    """Where glibc allocates and training `model` takes little of the machine's memory, let this
+    process keep what it frees, from here on. Returns whether it does."""
+    memory = describe_machine().memory_bytes
+    state = _STATE_BYTES * sum(p.numel() for p in model.parameters())
+    if sys.platform != "linux" or memory is None or state > _SHARE_OF_MEMORY * memory:
+        return False
+    allocator = getattr(ctypes.CDLL(None), "mallopt", None)  # musl has none
+    if allocator is None:
+        return False
+    return bool(allocator(_MMAP_MAX, 0) and allocator(_TRIM_THRESHOLD, _NEVER))
