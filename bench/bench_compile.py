@@ -2,9 +2,9 @@
 
     python bench/bench_compile.py [--repeats 3]
 
-transformers' forward pass runs over a static cache, as it is and through torch.compile (which needs
-a C++ compiler); ours is the lean step, in float32 too. Every row has 80 tokens of prompt and half of
-64 of its own, eight rows share a prompt. Milliseconds are medians over repeats, in turn. Writes
+transformers' forward pass runs over a static cache, as it is and through torch.compile (it needs
+a C++ compiler); ours is the lean step, in float32 too. Every row has 80 tokens of prompt and half
+of 64 of its own, eight rows share a prompt. Milliseconds are medians over repeats, in turn. Writes
 docs/results/compile.json.
 """
 
