@@ -13,21 +13,21 @@ import sys
 
 from torch import nn
 
-from forethought.machine import describe_machine
+from forethought.machine import free_memory_bytes
 
 # Of mallopt(3), by glibc's malloc.h.
 _TRIM_THRESHOLD, _MMAP_MAX = -1, -4
 _NEVER = 2**31 - 1
 _STATE_BYTES = 16  # a parameter with its gradient and AdamW's moments
-_SHARE_OF_MEMORY = 1 / 16
+_SHARE_OF_FREE = 1 / 16
 
 
 def keep_pages(model: nn.Module) -> bool:
-    """Where glibc allocates and training `model` takes little of the machine's memory, let this
+    """Where glibc allocates and training `model` takes little of the memory that is free, let this
     process keep what it frees, from here on. Returns whether it does."""
-    memory = describe_machine().memory_bytes
+    free = free_memory_bytes()
     state = _STATE_BYTES * sum(p.numel() for p in model.parameters())
-    if sys.platform != "linux" or memory is None or state > _SHARE_OF_MEMORY * memory:
+    if sys.platform != "linux" or free is None or state > _SHARE_OF_FREE * free:
         return False
     allocator = getattr(ctypes.CDLL(None), "mallopt", None)  # musl has none
     if allocator is None:
