@@ -45,7 +45,7 @@ ON_CUDA_TRIED = [
 SETTINGS = ON_CUDA_TRIED if ON_CUDA else ON_CPU_TRIED
 FORMATS = ("bfloat16",) if ON_CUDA else ("float16", "int8")  # of our rollouts
 NAME = "step_cuda" if ON_CUDA else "step"
-LIMIT = 300.0  # seconds for a TRL setting (two steps and its start) before it is given up
+LIMIT = 300.0  # seconds for two steps of TRL and its start, or for ours, before it is given up
 RECIPE = """
 stage = "rl"
 run_dir = "{run}"
@@ -81,7 +81,7 @@ def run(command: list[str], limit: float) -> str | None:
     except subprocess.TimeoutExpired:
         return None
     except subprocess.CalledProcessError as error:
-        print(error.stderr[-600:], file=sys.stderr)
+        print(error.stderr[-3000:], file=sys.stderr)
         return None
     return done.stdout
 

@@ -304,6 +304,7 @@ def test_what_a_token_is_charged_adds_up_to_what_a_rollout_is(base: Path, tmp_pa
         assert not any(row[:prompt]) and all(row[prompt:-1])
 
 
+@pytest.mark.usefixtures("on_cpu")
 @pytest.mark.parametrize("coefficient", [0.0, 0.5])
 def test_the_critic_pulls_at_the_policy_as_far_as_it_may(
     coefficient: float, base: Path, tmp_path: Path
@@ -355,6 +356,7 @@ def test_values_and_advantages_are_those_of_a_plain_pass(base: Path, tmp_path: P
         assert advantages[-len(row) :] == pytest.approx(expected, abs=1e-4)
 
 
+@pytest.mark.usefixtures("on_cpu")
 @pytest.mark.parametrize(
     "changes",
     [

@@ -255,6 +255,7 @@ def files_of(run_dir: Path) -> dict[str, bytes]:
     return {str(path.relative_to(run_dir)): path.read_bytes() for path in paths}
 
 
+@pytest.mark.usefixtures("on_cpu")
 # peft's, about a name that transformers will drop
 @pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
 def test_sft_trains_an_adapter_and_saves_it_apart_and_merged(base: Path, tmp_path: Path) -> None:
@@ -300,6 +301,7 @@ def test_sft_with_an_adapter_resumes_to_the_same_bits(
     assert files_of(tmp_path / "broken") == files_of(tmp_path / "whole")
 
 
+@pytest.mark.usefixtures("on_cpu")
 def even_tables(base: Path, folder: Path, **changes: Any) -> dict[str, Any]:
     """RL that pays for even token ids, with an adapter."""
     folder.mkdir()
@@ -350,6 +352,7 @@ def test_the_kl_penalty_is_that_to_a_copy_of_the_starting_model(base: Path, tmp_
         assert free == pytest.approx(copied, abs=1e-6, rel=1e-4)
 
 
+@pytest.mark.usefixtures("on_cpu")
 @pytest.mark.parametrize(
     "changes",
     [{"kl_coefficient": 0.1}, {"num_iterations": 3, "rollout_dtype": NARROWEST}],

@@ -193,6 +193,7 @@ def test_its_problems_are_different_ones_of_the_whole_task(tables: dict[str, Any
     assert [e.id for e in preflight_examples(small, recipe)].count(small[0].id) == 10
 
 
+@pytest.mark.usefixtures("on_cpu")
 @pytest.mark.parametrize(
     "changes", [{}, {"num_iterations": 2}, {"kl_coefficient": 0.1}, {"estimator": "ppo"}]
 )

@@ -86,6 +86,7 @@ def finish(recipe: RlRecipe, *, kill_after: int | None = None) -> tuple[bytes, l
     return (run.folder / "model" / "model.safetensors").read_bytes(), rows
 
 
+@pytest.mark.usefixtures("on_cpu")
 @pytest.mark.parametrize("name", SELECT)
 def test_a_killed_run_goes_on_with_the_same_choices(name: str, model: Path, tmp_path: Path) -> None:
     (tmp_path / "whole").mkdir()

@@ -187,6 +187,7 @@ def test_rl_measures_by_a_strategy_under_a_budget(model: Path, tmp_path: Path) -
     assert column(plain, "loss/policy") == column(metrics, "loss/policy")
 
 
+@pytest.mark.usefixtures("on_cpu")
 @pytest.mark.parametrize(
     ("changes", "sentence"),
     [
