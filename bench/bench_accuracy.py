@@ -11,7 +11,8 @@ differ in the rate alone, and one of all. Ours, chosen on other seeds, is the qu
 prompts x 4, with rloo and two updates; --set changes it. After every third batch the weights are
 kept, off the clock; afterwards our engine answers the same held-out problems with each copy, two
 samples a problem. A target is reached at the first copy from which on accuracy stays above a share
-of TRL's final gain. Writes docs/results/accuracy.json, on CUDA accuracy_cuda.json.
+of TRL's final gain. Writes docs/results/accuracy.json, accuracy_bf16.json on a processor with that
+arithmetic and accuracy_cuda.json on CUDA.
 """
 
 from __future__ import annotations
@@ -26,8 +27,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-
+from device import name_here
 from forethought.config import parse_recipe
 from forethought.evaluation.evaluate import evaluate
 from forethought.models.load import load_model
@@ -46,7 +46,7 @@ from trl_side import train_trl
 TASK, EVERY, MAX_TOKENS, BATCH = "sum", 3, 80, 256
 RATES = ["1e-4", "4e-4", "1e-3"]  # in bfloat16 a batch takes several times as long
 FURTHER = ["4e-4:4:32x8", "4e-4:4:64x4", "4e-4:2:32x4"]
-NAME = "accuracy_cuda" if torch.cuda.is_available() else "accuracy"
+NAME = name_here("accuracy")
 PROBLEMS, SAMPLES = 300, 2
 SHARES = [0.5, 0.75, 0.9]
 

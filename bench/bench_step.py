@@ -6,10 +6,11 @@ The workload is `step_workload.py`'s. Both sides run in turn, each repeat in a p
 TRL makes two steps, of which the second counts; ours makes eight, once through the prompts, and
 gives the mean of all but the first. TRL is tried in float32 and bfloat16, in micro-batches of 32
 and of 8, and with transformers' continuous batching; its fastest setting is the peer and is
-measured again in turn with ours. TRL's environment is .bench/trl (make bench-env), where the
-trial's results are kept for the next time. On CUDA the model is a larger one, and our rollouts are
-in bfloat16. Writes docs/results/step.json, on CUDA step_cuda.json; with --quick (ours in the
-default format and TRL's best setting of that file, one repeat each) it writes nothing.
+measured again in turn with ours. TRL's environment is .bench/trl (make bench-env), and the trial's
+results are kept in .bench for the next time. On CUDA the model is a larger one, and our rollouts
+are in bfloat16. Writes docs/results/step.json, step_bf16.json on a processor with that arithmetic
+and step_cuda.json on CUDA; with --quick (ours in the default format and TRL's best setting of that
+file, one repeat each) it writes nothing.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from pathlib import Path
 import torch
 
 import step_workload as work
+from device import half, name_here
 from record import RESULTS, write_result
 from trl_side import TRL
 
@@ -43,8 +45,8 @@ ON_CUDA_TRIED = [
     ("autocast", "32", "static"),  # float32 weights, bfloat16 arithmetic: TRL's default there
 ]
 SETTINGS = ON_CUDA_TRIED if ON_CUDA else ON_CPU_TRIED
-FORMATS = ("bfloat16",) if ON_CUDA else ("float16", "int8")  # of our rollouts
-NAME = "step_cuda" if ON_CUDA else "step"
+FORMATS = (half(),) if ON_CUDA else (half(), "int8")  # of our rollouts
+NAME = name_here("step")
 LIMIT = 300.0  # seconds for two steps of TRL and its start, or for ours, before it is given up
 RECIPE = """
 stage = "rl"

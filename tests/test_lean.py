@@ -25,6 +25,7 @@ from forethought.sampling.cache import prefill
 from forethought.sampling.decoder import Decoder, has_lean_step
 from forethought.sampling.lean import LeanModel
 from forethought.sampling.products import (
+    Brain,
     Half,
     Int8,
     Packed,
@@ -106,7 +107,9 @@ def test_decoding_equals_the_full_forward_pass(
     assert walk(model, lean, 6) < 1e-4
 
 
-@pytest.mark.parametrize(("weights", "bound"), [("float16", 5e-3), ("int8", 0.3)])
+@pytest.mark.parametrize(
+    ("weights", "bound"), [("float16", 5e-3), ("bfloat16", 5e-2), ("int8", 0.3)]
+)
 @pytest.mark.parametrize("name", MODELS)
 @torch.inference_mode()
 def test_coarser_weights_stay_near_the_full_forward_pass(
@@ -117,8 +120,23 @@ def test_coarser_weights_stay_near_the_full_forward_pass(
     monkeypatch.setattr(products, "_WORTH_PACKING", 0)
     model = build(name)
     lean = LeanModel.of(model, weights)
-    assert type(lean.head) is (Half if weights == "float16" else Int8)
+    assert type(lean.head) is {"float16": Half, "bfloat16": Brain, "int8": Int8}[weights]
     assert 1e-5 < walk(model, lean, 6) < bound
+
+
+@pytest.mark.skipif(not can_multiply("bfloat16"), reason="no bfloat16 product here")
+@pytest.mark.parametrize("has_bias", [False, True])
+def test_layers_in_bfloat16_are_packed_in_it(
+    has_bias: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(products, "_WORTH_PACKING", 0)
+    torch.manual_seed(0)
+    layers = [nn.Linear(64, n, bias=has_bias).bfloat16() for n in (96, 32)]
+    x = torch.randn(5, 64)
+    product = product_of(layers, "float32")
+    wanted = torch.cat([layer(x.bfloat16()) for layer in layers], dim=1).float()
+    assert type(product) is Brain
+    assert torch.allclose(product(x), wanted, atol=2e-2, rtol=2e-2)
 
 
 @pytest.mark.skipif(not can_multiply("float16"), reason="no float16 product here")

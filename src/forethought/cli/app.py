@@ -34,6 +34,9 @@ _USERS_ERRNOS = (
 # once costs more than a third of the speed on an idle machine (docs/performance.md). Set before
 # torch loads.
 _SPIN_COUNT = "30000"
+# How many compiled products oneDNN keeps, each with memory of its own: one for every shape, and the
+# shapes of training rarely come again. By default 1,024.
+_KEPT_PRODUCTS = "64"
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,6 +72,7 @@ def run() -> None:
 def main(arguments: Sequence[str]) -> int:
     """Run the command line `arguments` (without the program's name) and return its exit code."""
     os.environ.setdefault("GOMP_SPINCOUNT", _SPIN_COUNT)
+    os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", _KEPT_PRODUCTS)
     try:
         code = _dispatch(list(arguments))
         sys.stdout.flush()

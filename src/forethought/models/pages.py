@@ -16,7 +16,7 @@ from torch import nn
 from forethought.machine import free_memory_bytes
 
 # Of mallopt(3), by glibc's malloc.h.
-_TRIM_THRESHOLD, _MMAP_MAX = -1, -4
+_TRIM_THRESHOLD, _MMAP_MAX, _ARENA_MAX = -1, -4, -8
 _NEVER = 2**31 - 1
 _STATE_BYTES = 16  # a parameter with its gradient and AdamW's moments
 _SHARE_OF_FREE = 1 / 16
@@ -32,4 +32,6 @@ def keep_pages(model: nn.Module) -> bool:
     allocator = getattr(ctypes.CDLL(None), "mallopt", None)  # musl has none
     if allocator is None:
         return False
-    return bool(allocator(_MMAP_MAX, 0) and allocator(_TRIM_THRESHOLD, _NEVER))
+    # what a thread frees is for all: every arena of its own would keep as much again
+    wanted = ((_MMAP_MAX, 0), (_TRIM_THRESHOLD, _NEVER), (_ARENA_MAX, 1))
+    return min(allocator(*pair) for pair in wanted) == 1  # 0 is a refusal

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import Any
 
 import torch
+from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.nn.functional import scaled_dot_product_attention
+from torch.overrides import TorchFunctionMode
 
 # Not cuDNN's attention: with a mask its gradient is not a number at some lengths
 # (github.com/pytorch/pytorch/issues/196678).
@@ -15,8 +19,44 @@ _SOUND = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend
 
 @contextmanager
 def compute_in(device: str, dtype: torch.dtype) -> Iterator[None]:
-    """Autocast to `dtype`, unless that is float32; attention has a sound gradient."""
-    is_narrow = dtype != torch.float32
-    narrow = torch.autocast(torch.device(device).type, dtype=dtype) if is_narrow else nullcontext()
-    with narrow, sdpa_kernel(_SOUND):
+    """Autocast to `dtype`, unless that is float32; attention has a sound gradient, and on a CPU is
+    in float32: torch walks it back several times slower in bfloat16 where heads are narrow, and no
+    faster where they are wide (docs/performance.md)."""
+    is_cast_on_cpu = dtype != torch.float32 and device.startswith("cpu")
+    attention = _WideAttention() if is_cast_on_cpu else nullcontext()
+    with _autocast(device, dtype), sdpa_kernel(_SOUND), attention:
         yield
+
+
+class _WideAttention(TorchFunctionMode):
+    """Attention in float32 whatever is autocast around it; what it finds has the values' format."""
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: Any = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        if func is not scaled_dot_product_attention:
+            return func(*args, **(kwargs or {}))
+        named = {name: _wide(value) for name, value in (kwargs or {}).items()}
+        with torch.autocast("cpu", enabled=False):
+            found = func(*map(_wide, args), **named)
+        return found.to(args[2].dtype)
+
+
+def _wide(value: Any) -> Any:
+    is_number = isinstance(value, Tensor) and value.is_floating_point()
+    return value.float() if is_number else value
+
+
+@contextmanager
+def keep_casts(device: str, dtype: torch.dtype) -> Iterator[None]:
+    """Weights that `compute_in` casts within stay cast until the end of this, for several passes
+    over weights that do not change. Outside of `compute_in` nothing is autocast."""
+    # autocast drops what it has cast when its outermost block ends
+    with _autocast(device, dtype), torch.autocast(torch.device(device).type, enabled=False):
+        yield
+
+
+def _autocast(device: str, dtype: torch.dtype) -> AbstractContextManager[object]:
+    if dtype == torch.float32:
+        return nullcontext()
+    return torch.autocast(torch.device(device).type, dtype=dtype)

@@ -22,6 +22,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from forethought.errors import BrokenModel
 from forethought.models.load import context_of
 from forethought.models.lora import plain_parameters
+from forethought.models.precision import compute_in
 from forethought.models.threads import fit_threads
 from forethought.sampling.admission import Limits, admit
 from forethought.sampling.cache import (
@@ -53,6 +54,9 @@ Finished = Callable[[int, Completion], None]
 class LocalEngine:
     """Samples from `model` in eval mode. `max_rows` rows decode at once, memory permitting.
 
+    `weights` is the format of packed matrices, where the model has a lean step. Prompts are read
+    under autocast to `prefill_dtype`; float32 is the model's own format.
+
     An engine belongs to one model; its weights, dtype and device may change between calls. A
     completion that would outgrow the model's context ends at its edge, by length. Raises
     EngineError for a model it cannot sample from.
@@ -67,6 +71,7 @@ class LocalEngine:
         max_cache_bytes: int = 3 << 30,
         max_prefill_tokens: int = 8192,
         weights: Weights = "float32",
+        prefill_dtype: torch.dtype = torch.float32,
     ) -> None:
         self.model = model
         model.eval()  # type: ignore[no-untyped-call]
@@ -75,6 +80,7 @@ class LocalEngine:
         require_supported(model)
         self._max_rows = max_rows
         self._max_prefill_tokens = max_prefill_tokens
+        self._prefill_dtype = prefill_dtype
         self._decoder = Decoder(model, weights, max_cache_bytes)
         self._checker = StopChecker(tokenizer)
         self._end_ids = _end_token_ids(model, tokenizer)
@@ -231,7 +237,8 @@ class LocalEngine:
             ):
                 end += 1
             lot = prompts[start:end]
-            ready.update(zip(lot, prefill(self.model, lot), strict=True))
+            with compute_in(str(self.model.device), self._prefill_dtype):
+                ready.update(zip(lot, prefill(self.model, lot), strict=True))
             start = end
 
     def _draw(self, logits: Tensor, rows: Sequence[Row]) -> None:

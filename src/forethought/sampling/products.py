@@ -1,7 +1,7 @@
 """Matrix products of the lean decoding step: the model's own layers, or packed copies of them.
 
-A packed matrix stands in the order in which it will be read, in float32, float16 or int8; below
-`_WORTH_PACKING` weights the overhead of every call is more than that saves.
+A packed matrix stands in the order in which it will be read, in float32, float16, bfloat16 or int8;
+below `_WORTH_PACKING` weights the overhead of every call is more than that saves.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _WORTH_SPLITTING = 1 << 22
 _TYPICAL_ROWS = 64  # what the packed order is chosen for; others work too
 
 
-Weights = Literal["float32", "float16", "int8"]
+Weights = Literal["float32", "float16", "bfloat16", "int8"]
 
 
 class Product(Protocol):
@@ -34,8 +34,8 @@ class Product(Protocol):
 
 
 def product_of(layers: Sequence[nn.Module], weights: Weights | None) -> Product:
-    """The product of these layers with weights in that format: packed where the layers are plain,
-    large and float32; never with None."""
+    """The product of these layers with weights in that format: packed where the layers are plain
+    and large; never with None. Layers in bfloat16 are packed in that, whatever was asked for."""
     [product] = products_of([layers], weights)
     return product
 
@@ -46,8 +46,10 @@ def products_of(many: Sequence[Sequence[nn.Module]], weights: Weights | None) ->
         return [Plain(tuple(layers)) for layers in many]
     with warnings.catch_warnings(), ThreadPoolExecutor(usable_cores(), "pack") as pool:
         warnings.simplefilter("ignore")  # torch 2.13 says that its quantized tensors will go
+        kinds = [_kind_for(layers, weights) for layers in many]
         making = [
-            _KINDS[weights].packing(pool, layers) if _can_pack(layers) else None for layers in many
+            None if kind is None else kind.packing(pool, layers)
+            for kind, layers in zip(kinds, many, strict=True)
         ]
         return [
             Plain(tuple(layers)) if packed is None else packed()
@@ -55,11 +57,17 @@ def products_of(many: Sequence[Sequence[nn.Module]], weights: Weights | None) ->
         ]
 
 
-def _can_pack(layers: Sequence[nn.Module]) -> bool:
+def _kind_for(layers: Sequence[nn.Module], weights: Weights) -> type[PackedKind] | None:
+    """How to pack these layers; None where they stay as they are."""
     parameters = [p for layer in layers for p in layer.parameters()]
     is_plain = all(type(layer) is nn.Linear for layer in layers)
-    is_wide = all(p.dtype == torch.float32 and p.device.type == "cpu" for p in parameters)
-    return is_plain and is_wide and _num_weights(layers) >= _WORTH_PACKING
+    formats = {p.dtype for p in parameters}
+    is_here = all(p.device.type == "cpu" for p in parameters)
+    if not (is_plain and is_here) or _num_weights(layers) < _WORTH_PACKING:
+        return None
+    if formats == {torch.bfloat16} and can_multiply("bfloat16"):
+        return Brain
+    return _KINDS[weights] if formats == {torch.float32} else None
 
 
 def _num_weights(layers: Sequence[nn.Module]) -> int:
@@ -96,6 +104,27 @@ class Packed:
         product = torch.ops.mkldnn._linear_pointwise
         y: Tensor = product(x, self.packed, self.bias, "none", [], "")
         return y
+
+
+@dataclass(frozen=True, slots=True)
+class Brain:
+    """The layers side by side in bfloat16, packed by oneDNN, for processors with instructions for
+    it: activations are rounded to it too, before and after, and sums stay in float32."""
+
+    packed: Tensor
+    bias: Tensor | None
+
+    @staticmethod
+    @torch.no_grad()
+    def packing(_: ThreadPoolExecutor, layers: Sequence[nn.Module]) -> Callable[[], Brain]:
+        weight, bias = _side_by_side(layers)
+        packed = torch.ops.mkldnn._reorder_linear_weight(weight.bfloat16(), _TYPICAL_ROWS)
+        return lambda: Brain(packed, None if bias is None else bias.bfloat16())
+
+    def __call__(self, x: Tensor) -> Tensor:
+        product = torch.ops.mkldnn._linear_pointwise
+        y: Tensor = product(x.bfloat16(), self.packed, self.bias, "none", [], "")
+        return y.float()
 
 
 @dataclass(frozen=True, slots=True)
@@ -178,9 +207,11 @@ def _kernels() -> Any:
     return kernels
 
 
-_KINDS: Mapping[Weights, type[Packed] | type[Half] | type[Int8]] = {
+PackedKind = Packed | Brain | Half | Int8
+_KINDS: Mapping[Weights, type[PackedKind]] = {
     "float32": Packed,
     "float16": Half,
+    "bfloat16": Brain,
     "int8": Int8,
 }
 
@@ -195,7 +226,9 @@ def _side_by_side(layers: Sequence[Any]) -> tuple[Tensor, Tensor | None]:
 
 
 def _below(tensors: Sequence[Tensor]) -> Tensor:
-    return torch.from_numpy(np.concatenate([tensor.numpy() for tensor in tensors]))
+    same_bits = torch.int16 if tensors[0].dtype == torch.bfloat16 else tensors[0].dtype  # for numpy
+    joined = np.concatenate([tensor.view(same_bits).numpy() for tensor in tensors])
+    return torch.from_numpy(joined).view(tensors[0].dtype)
 
 
 @cache
@@ -207,6 +240,8 @@ def can_multiply(weights: Weights) -> bool:
         layer.weight.copy_(torch.linspace(-1, 1, 96 * 64).view(96, 64).sin())
         wanted = layer(x)
         try:
+            if weights == "bfloat16" and not torch.ops.mkldnn._is_mkldnn_bf16_supported():
+                return False  # it would be worked out in float32
             with warnings.catch_warnings(), ThreadPoolExecutor(1) as pool:
                 warnings.simplefilter("ignore")
                 y = _KINDS[weights].packing(pool, [layer])()(x)

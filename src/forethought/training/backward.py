@@ -15,7 +15,7 @@ from transformers import PreTrainedModel
 
 from forethought.models.heads import Reading
 from forethought.models.lora import without_adapter
-from forethought.models.precision import compute_in
+from forethought.models.precision import compute_in, keep_casts
 from forethought.models.threads import fit_threads
 from forethought.schema import RlRecipe
 from forethought.training.algorithms import ALGORITHMS
@@ -56,23 +56,26 @@ def backward(
     )
     rows = [_row(rollouts[i], weights[i], scores[i] if scores else None) for i in kept]
     sums: dict[str, float] = defaultdict(float)
-    for number, batch in enumerate(batches_of(learner, rows)):
-        reading = read(learner, learner.policy, batch, wants_entropy=_wants_entropy(learner.recipe))
-        loss = _loss(learner, batch, reading, sums)
-        sums["loss"] += loss.item()
-        if learner.critic is not None:
-            assert scores is not None, "the critic has looked at what is learned from"
-            own = [scores[i] for i in kept]
-            miss = critic_loss(learner.critic, reading.hidden, batch, own)
-            loss = loss + miss
-            sums["value"] += miss.item()
-        if fault := fault_of_loss(loss, reading.logprobs, batch, number):
-            raise LossNotFinite(fault)
-        loss.backward()  # type: ignore[no-untyped-call]
-        gap = (reading.logprobs.detach() - batch.sampler_logprobs).abs().sum()
-        sums["gap"] += gap.item()
-        sums["learned"] += len(batch.targets)
-        sums["cells"] += batch.input_ids.numel()
+    with keep_casts(str(learner.policy.device), learner.dtype):
+        for number, batch in enumerate(batches_of(learner, rows)):
+            reading = read(
+                learner, learner.policy, batch, wants_entropy=_wants_entropy(learner.recipe)
+            )
+            loss = _loss(learner, batch, reading, sums)
+            sums["loss"] += loss.item()
+            if learner.critic is not None:
+                assert scores is not None, "the critic has looked at what is learned from"
+                own = [scores[i] for i in kept]
+                miss = critic_loss(learner.critic, reading.hidden, batch, own)
+                loss = loss + miss
+                sums["value"] += miss.item()
+            if fault := fault_of_loss(loss, reading.logprobs, batch, number):
+                raise LossNotFinite(fault)
+            loss.backward()  # type: ignore[no-untyped-call]
+            gap = (reading.logprobs.detach() - batch.sampler_logprobs).abs().sum()
+            sums["gap"] += gap.item()
+            sums["learned"] += len(batch.targets)
+            sums["cells"] += batch.input_ids.numel()
     metrics = _metrics(learner.recipe, sums)
     return metrics if learner.critic is None else metrics | {"loss/value": float(sums["value"])}
 

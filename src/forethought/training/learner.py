@@ -129,23 +129,25 @@ def _build_engine(loaded: LoadedModel, recipe: RlRecipe, dtype: torch.dtype) -> 
     weights = _rollout_weights(loaded, recipe.rollout_dtype, dtype)
     if recipe.rollout_dtype == "bfloat16":
         dtype = torch.bfloat16
-    if weights:
-        dtype = policy.dtype
-    is_shared = recipe.lora is None and dtype == policy.dtype
-    sampler = policy if is_shared else plain_copy(policy, dtype)
+    own_dtype = policy.dtype if weights else dtype
+    is_shared = recipe.lora is None and own_dtype == policy.dtype
+    sampler = policy if is_shared else plain_copy(policy, own_dtype)
     return LocalEngine(
-        sampler, loaded.tokenizer, max_rows=recipe.max_rows, weights=weights or "float32"
+        sampler,
+        loaded.tokenizer,
+        max_rows=recipe.max_rows,
+        weights=weights or "float32",
+        prefill_dtype=dtype if weights in ("bfloat16", "int8") else torch.float32,
     )
 
 
 def _rollout_weights(loaded: LoadedModel, wanted: str, dtype: torch.dtype) -> Weights | None:
     """The format of packed weights, None for the model's own forward pass in `dtype`."""
-    if wanted == "bfloat16":
-        return None
     can_pack = has_lean_step(loaded.model)
-    if wanted == "auto":
-        is_better = can_pack and dtype == torch.float32 and can_multiply("float16")
-        return "float16" if is_better else None
+    if wanted in ("auto", "bfloat16"):
+        is_wide = wanted == "auto" and dtype == torch.float32
+        half: Weights = "float16" if is_wide else "bfloat16"
+        return half if can_pack and can_multiply(half) else None
     weights = cast(Weights, wanted)
     if weights != "float32" and not (can_pack and can_multiply(weights)):
         raise RecipeError(

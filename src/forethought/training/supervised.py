@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from forethought.models.precision import compute_in
+from forethought.models.precision import compute_in, keep_casts
 from forethought.models.threads import fit_threads
 from forethought.run import Run
 from forethought.schema_tables import Optimizer
@@ -42,18 +42,19 @@ def supervised_step(
     fault: Fault | None = None
     device = str(model.device)
     batches = pack_batches(rows, max_batch_tokens=max_batch_tokens, pad_id=pad_id, device=device)
-    for number, batch in enumerate(batches):
-        fit_threads()
-        with compute_in(device, dtype):
-            logprobs = batch_logprobs(model, batch)
-        batch_loss = -(logprobs * batch.weights).sum() / total_weight
-        loss += batch_loss.item()
-        num_tokens += batch.num_tokens
-        num_cells += batch.input_ids.numel()
-        fault = fault_of_loss(batch_loss, logprobs, batch, number)
-        if fault is not None:
-            break
-        batch_loss.backward()  # type: ignore[no-untyped-call]
+    with keep_casts(device, dtype):
+        for number, batch in enumerate(batches):
+            fit_threads()
+            with compute_in(device, dtype):
+                logprobs = batch_logprobs(model, batch)
+            batch_loss = -(logprobs * batch.weights).sum() / total_weight
+            loss += batch_loss.item()
+            num_tokens += batch.num_tokens
+            num_cells += batch.input_ids.numel()
+            fault = fault_of_loss(batch_loss, logprobs, batch, number)
+            if fault is not None:
+                break
+            batch_loss.backward()  # type: ignore[no-untyped-call]
     update = apply_update(model, optimizers, config, step - 1, num_steps, is_sound=fault is None)
     if update.skipped:
         fault = fault or Fault(cause="gradient", parameters=update.bad_parameters)

@@ -1,0 +1,32 @@
+"""What a bench runs on; figures of each kind have a file of their own, as step_cuda.json.
+
+A processor counts as one with bfloat16 where our own measurement takes that format for training.
+"""
+
+from __future__ import annotations
+
+from functools import cache
+
+import torch
+
+from forethought.models.hardware import fastest_dtype, measure_dtypes
+
+
+@cache
+def is_bf16() -> bool:
+    """Whether this is a processor (and no GPU) with fast bfloat16 arithmetic."""
+    if torch.cuda.is_available():
+        return False
+    return fastest_dtype(measure_dtypes(), "training") == "bfloat16"
+
+
+def name_here(name: str) -> str:
+    """`name` with what it is measured on: step, step_bf16 or step_cuda."""
+    if torch.cuda.is_available():
+        return f"{name}_cuda"
+    return f"{name}_bf16" if is_bf16() else name
+
+
+def half() -> str:
+    """The format that `rollout_dtype = "auto"` takes here for a model that can be packed."""
+    return "bfloat16" if torch.cuda.is_available() or is_bf16() else "float16"
