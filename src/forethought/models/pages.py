@@ -34,4 +34,4 @@ def keep_pages(model: nn.Module) -> bool:
         return False
     # what a thread frees is for all: every arena of its own would keep as much again
     wanted = ((_MMAP_MAX, 0), (_TRIM_THRESHOLD, _NEVER), (_ARENA_MAX, 1))
-    return min(allocator(*pair) for pair in wanted) == 1  # 0 is a refusal
+    return bool(min(allocator(*pair) for pair in wanted))  # 0 is a refusal
