@@ -49,7 +49,7 @@ def exponentials(x: Any, count: int, powers: Any, bits: Any) -> None:
     """
     for i in range(count):
         value = min(max(x[i], _LOWEST), _HIGHEST)
-        k = math.floor(value * _PER_LN2 + _HALF)
+        k = np.floor(value * _PER_LN2 + _HALF)  # math.floor's int64 has no vector instruction
         bits[i] = (np.int32(k) + _BIAS) << _MANTISSA
         x[i] = value - k * _LN2_HIGH - k * _LN2_LOW
     for i in range(count):
@@ -211,15 +211,7 @@ def attend(
             query, weights = heads[r, h * repeats + j], scores[item, j]
             _dots(query, prompt_keys, first, scale, weights[:first])
             _dots(query, own_keys, count - first, scale, weights[first:])
-            top = _FAR_BELOW
-            for t in range(count):
-                top = max(top, weights[t])
-            for t in range(count):
-                weights[t] -= top
-            exponentials(weights, count, powers[item], bits[item])
-            total = _ZERO
-            for t in range(count):
-                total += weights[t]
+            total = _exponentiate(weights, count, powers[item], bits[item])
             found = out[r, h * repeats + j]
             for i in range(size):
                 found[i] = _ZERO
@@ -227,6 +219,26 @@ def attend(
             _weigh(weights[first:], own_values, count - first, found)
             for i in range(size):
                 found[i] /= total
+
+
+@_compiled
+def _exponentiate(x: Any, count: int, powers: Any, bits: Any) -> Any:
+    """x[:count] becomes exp(x - max(x)), and their sum is returned; `powers` and `bits` are as for
+    `exponentials`."""
+    whole = count - count % 4
+    a, b, c, d = _FAR_BELOW, _FAR_BELOW, _FAR_BELOW, _FAR_BELOW
+    for t in range(0, whole, 4):  # four that do not wait for each other
+        a, b, c, d = max(a, x[t]), max(b, x[t + 1]), max(c, x[t + 2]), max(d, x[t + 3])
+    top = max(max(a, b), max(c, d))
+    for t in range(whole, count):
+        top = max(top, x[t])
+    for t in range(count):
+        x[t] -= top
+    exponentials(x, count, powers, bits)
+    total = _ZERO
+    for t in range(count):
+        total += x[t]
+    return total
 
 
 @_compiled
