@@ -2,7 +2,7 @@
 
     python bench/bench_quickstart.py [--seeds 0 1 2]
 
-Writes docs/results/quickstart.json.
+Writes docs/results/quickstart.json, quickstart_bf16.json on a processor with that arithmetic.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import subprocess
 import sys
 import tempfile
 
+from device import name_here
 from record import write_result
 
 
@@ -48,7 +49,7 @@ def main() -> None:
         "longest_seconds": max(p["seconds"] for p in percent.values()),
     }
     write_result(
-        "quickstart",
+        name_here("quickstart"),
         command="python bench/bench_quickstart.py",
         seeds=seeds,
         raw=raw,
