@@ -44,7 +44,7 @@ from record import write_result
 from trl_side import train_trl
 
 TASK, EVERY, MAX_TOKENS, BATCH = "sum", 3, 80, 256
-RATES = ["1e-4", "4e-4", "1e-3"]  # in bfloat16 a batch takes several times as long
+RATES = ["1e-4", "4e-4", "1e-3"]  # in float32; bfloat16 pays on few processors
 FURTHER = ["4e-4:4:32x8", "4e-4:4:64x4", "4e-4:2:32x4"]
 NAME = name_here("accuracy")
 PROBLEMS, SAMPLES = 300, 2

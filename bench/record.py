@@ -15,7 +15,7 @@ from forethought.machine import describe_machine, load_average, source_commit, v
 RESULTS = Path(__file__).resolve().parent.parent / "docs" / "results"
 
 
-def device() -> dict[str, str]:
+def gpu() -> dict[str, str]:
     """The GPU by its name, where there is one."""
     import torch  # not sooner: some benches set how its threads wait before it loads
 
@@ -36,7 +36,7 @@ def write_result(
         "command": command,
         "commit": source_commit(),
         "date": datetime.now(UTC).date().isoformat(),
-        "machine": asdict(describe_machine()) | {"load_average": load_average()} | device(),
+        "machine": asdict(describe_machine()) | {"load_average": load_average()} | gpu(),
         "versions": versions(),
         "seeds": list(seeds),
         "summary": dict(summary),

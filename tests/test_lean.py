@@ -25,7 +25,6 @@ from forethought.sampling.cache import prefill
 from forethought.sampling.decoder import Decoder, has_lean_step
 from forethought.sampling.lean import LeanModel
 from forethought.sampling.products import (
-    Brain,
     Half,
     Int8,
     Packed,
@@ -120,7 +119,7 @@ def test_coarser_weights_stay_near_the_full_forward_pass(
     monkeypatch.setattr(products, "_WORTH_PACKING", 0)
     model = build(name)
     lean = LeanModel.of(model, weights)
-    assert type(lean.head) is {"float16": Half, "bfloat16": Brain, "int8": Int8}[weights]
+    assert type(lean.head) is {"float16": Half, "bfloat16": Packed, "int8": Int8}[weights]
     assert 1e-5 < walk(model, lean, 6) < bound
 
 
@@ -135,7 +134,7 @@ def test_layers_in_bfloat16_are_packed_in_it(
     x = torch.randn(5, 64)
     product = product_of(layers, "float32")
     wanted = torch.cat([layer(x.bfloat16()) for layer in layers], dim=1).float()
-    assert type(product) is Brain
+    assert isinstance(product, Packed) and product.packed.dtype == torch.bfloat16
     assert torch.allclose(product(x), wanted, atol=2e-2, rtol=2e-2)
 
 

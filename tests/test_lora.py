@@ -255,7 +255,6 @@ def files_of(run_dir: Path) -> dict[str, bytes]:
     return {str(path.relative_to(run_dir)): path.read_bytes() for path in paths}
 
 
-@pytest.mark.usefixtures("on_cpu")
 # peft's, about a name that transformers will drop
 @pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
 def test_sft_trains_an_adapter_and_saves_it_apart_and_merged(base: Path, tmp_path: Path) -> None:
@@ -291,6 +290,7 @@ def test_sft_trains_an_adapter_and_saves_it_apart_and_merged(base: Path, tmp_pat
     assert torch.allclose(logits(merged), logits(trained.model), atol=1e-5)
 
 
+@pytest.mark.usefixtures("on_cpu")
 def test_sft_with_an_adapter_resumes_to_the_same_bits(
     base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -301,7 +301,6 @@ def test_sft_with_an_adapter_resumes_to_the_same_bits(
     assert files_of(tmp_path / "broken") == files_of(tmp_path / "whole")
 
 
-@pytest.mark.usefixtures("on_cpu")
 def even_tables(base: Path, folder: Path, **changes: Any) -> dict[str, Any]:
     """RL that pays for even token ids, with an adapter."""
     folder.mkdir()
@@ -311,6 +310,7 @@ def even_tables(base: Path, folder: Path, **changes: Any) -> dict[str, Any]:
     return rl_tables(base, folder / "run", **(shared | changes))
 
 
+@pytest.mark.usefixtures("on_cpu")
 def test_rl_trains_an_adapter_and_samples_what_it_learned(base: Path, tmp_path: Path) -> None:
     tables = even_tables(
         base,

@@ -52,7 +52,9 @@ def test_on_a_cpu_attention_is_in_float32(mask_dtype: torch.dtype) -> None:
     exact = F.scaled_dot_product_attention(query, key, value.float(), attn_mask=mask)
     with compute_in("cpu", torch.bfloat16):
         found = F.scaled_dot_product_attention(query, key, value, attn_mask=mask.to(mask_dtype))
+        by_name = F.scaled_dot_product_attention(query=query, key=key, value=value, attn_mask=mask)
     assert torch.equal(found, exact.bfloat16())
+    assert torch.equal(by_name, found)
 
 
 class CountCasts(TorchDispatchMode):

@@ -187,7 +187,6 @@ def test_rl_measures_by_a_strategy_under_a_budget(model: Path, tmp_path: Path) -
     assert column(plain, "loss/policy") == column(metrics, "loss/policy")
 
 
-@pytest.mark.usefixtures("on_cpu")
 @pytest.mark.parametrize(
     ("changes", "sentence"),
     [
@@ -204,6 +203,7 @@ def test_a_wrong_way_to_measure_is_refused_before_a_model_loads(
         train(rl_tables(tmp_path / "no model", tmp_path / "run", **changes))
 
 
+@pytest.mark.usefixtures("on_cpu")
 def test_one_seed_gives_one_run_and_another_seed_another(model: Path, tmp_path: Path) -> None:
     (tmp_path / "even.py").write_text(EVEN_REWARD)
     parts = {"parts": {f"{tmp_path}/even.py:even": 1.0}}

@@ -34,17 +34,25 @@ class _WideAttention(TorchFunctionMode):
     def __torch_function__(
         self, func: Any, types: Any, args: Any = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
-        if func is not scaled_dot_product_attention:
-            return func(*args, **(kwargs or {}))
-        named = {name: _wide(value) for name, value in (kwargs or {}).items()}
-        with torch.autocast("cpu", enabled=False):
-            found = func(*map(_wide, args), **named)
-        return found.to(args[2].dtype)
+        is_attention = func is scaled_dot_product_attention
+        return (_wide_attention if is_attention else func)(*args, **(kwargs or {}))
 
 
-def _wide(value: Any) -> Any:
-    is_number = isinstance(value, Tensor) and value.is_floating_point()
-    return value.float() if is_number else value
+def _wide_attention(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attn_mask: Tensor | None = None,
+    *rest: Any,
+    **named: Any,
+) -> Tensor:
+    if attn_mask is not None and attn_mask.is_floating_point():
+        attn_mask = attn_mask.float()
+    with torch.autocast("cpu", enabled=False):
+        found = scaled_dot_product_attention(
+            query.float(), key.float(), value.float(), attn_mask, *rest, **named
+        )
+    return found.to(value.dtype)
 
 
 @contextmanager

@@ -7,7 +7,7 @@ below `_WORTH_PACKING` weights the overhead of every call is more than that save
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cache
@@ -46,10 +46,10 @@ def products_of(many: Sequence[Sequence[nn.Module]], weights: Weights | None) ->
         return [Plain(tuple(layers)) for layers in many]
     with warnings.catch_warnings(), ThreadPoolExecutor(usable_cores(), "pack") as pool:
         warnings.simplefilter("ignore")  # torch 2.13 says that its quantized tensors will go
-        kinds = [_kind_for(layers, weights) for layers in many]
+        formats = [_format_of(layers, weights) for layers in many]
         making = [
-            None if kind is None else kind.packing(pool, layers)
-            for kind, layers in zip(kinds, many, strict=True)
+            None if found is None else _packing(pool, layers, found)
+            for found, layers in zip(formats, many, strict=True)
         ]
         return [
             Plain(tuple(layers)) if packed is None else packed()
@@ -57,17 +57,30 @@ def products_of(many: Sequence[Sequence[nn.Module]], weights: Weights | None) ->
         ]
 
 
-def _kind_for(layers: Sequence[nn.Module], weights: Weights) -> type[PackedKind] | None:
-    """How to pack these layers; None where they stay as they are."""
+def _format_of(layers: Sequence[nn.Module], wanted: Weights) -> Weights | None:
+    """The format to pack these layers in; None where they stay as they are."""
     parameters = [p for layer in layers for p in layer.parameters()]
     is_plain = all(type(layer) is nn.Linear for layer in layers)
-    formats = {p.dtype for p in parameters}
     is_here = all(p.device.type == "cpu" for p in parameters)
     if not (is_plain and is_here) or _num_weights(layers) < _WORTH_PACKING:
         return None
+    formats = {p.dtype for p in parameters}
     if formats == {torch.bfloat16} and can_multiply("bfloat16"):
-        return Brain
-    return _KINDS[weights] if formats == {torch.float32} else None
+        return "bfloat16"
+    return wanted if formats == {torch.float32} else None
+
+
+def _packing(
+    pool: ThreadPoolExecutor, layers: Sequence[nn.Module], weights: Weights
+) -> Callable[[], Product]:
+    """Begin to pack these layers; what is returned waits for them."""
+    match weights:
+        case "float16":
+            return Half.packing(pool, layers)
+        case "int8":
+            return Int8.packing(pool, layers)
+        case _:
+            return Packed.packing(layers, getattr(torch, weights))
 
 
 def _num_weights(layers: Sequence[nn.Module]) -> int:
@@ -88,42 +101,22 @@ class Plain:
 
 @dataclass(frozen=True, slots=True)
 class Packed:
-    """The layers side by side in float32, packed by oneDNN."""
+    """The layers side by side, packed by oneDNN in float32 or bfloat16. In bfloat16 activations are
+    rounded to it too, before and after; sums stay in float32."""
 
     packed: Tensor
     bias: Tensor | None
 
     @staticmethod
     @torch.no_grad()
-    def packing(_: ThreadPoolExecutor, layers: Sequence[nn.Module]) -> Callable[[], Packed]:
+    def packing(layers: Sequence[nn.Module], dtype: torch.dtype) -> Callable[[], Packed]:
         weight, bias = _side_by_side(layers)
-        packed = torch.ops.mkldnn._reorder_linear_weight(weight, _TYPICAL_ROWS)
-        return lambda: Packed(packed, bias)
+        packed = torch.ops.mkldnn._reorder_linear_weight(weight.to(dtype), _TYPICAL_ROWS)
+        return lambda: Packed(packed, None if bias is None else bias.to(dtype))
 
     def __call__(self, x: Tensor) -> Tensor:
         product = torch.ops.mkldnn._linear_pointwise
-        y: Tensor = product(x, self.packed, self.bias, "none", [], "")
-        return y
-
-
-@dataclass(frozen=True, slots=True)
-class Brain:
-    """The layers side by side in bfloat16, packed by oneDNN, for processors with instructions for
-    it: activations are rounded to it too, before and after, and sums stay in float32."""
-
-    packed: Tensor
-    bias: Tensor | None
-
-    @staticmethod
-    @torch.no_grad()
-    def packing(_: ThreadPoolExecutor, layers: Sequence[nn.Module]) -> Callable[[], Brain]:
-        weight, bias = _side_by_side(layers)
-        packed = torch.ops.mkldnn._reorder_linear_weight(weight.bfloat16(), _TYPICAL_ROWS)
-        return lambda: Brain(packed, None if bias is None else bias.bfloat16())
-
-    def __call__(self, x: Tensor) -> Tensor:
-        product = torch.ops.mkldnn._linear_pointwise
-        y: Tensor = product(x.bfloat16(), self.packed, self.bias, "none", [], "")
+        y: Tensor = product(x.to(self.packed.dtype), self.packed, self.bias, "none", [], "")
         return y.float()
 
 
@@ -207,15 +200,6 @@ def _kernels() -> Any:
     return kernels
 
 
-PackedKind = Packed | Brain | Half | Int8
-_KINDS: Mapping[Weights, type[PackedKind]] = {
-    "float32": Packed,
-    "float16": Half,
-    "bfloat16": Brain,
-    "int8": Int8,
-}
-
-
 def _side_by_side(layers: Sequence[Any]) -> tuple[Tensor, Tensor | None]:
     """The weights (N, K) of linear layers one below the other, and their biases; by numpy, which
     starts no threads of its own inside one that packs."""
@@ -244,7 +228,7 @@ def can_multiply(weights: Weights) -> bool:
                 return False  # it would be worked out in float32
             with warnings.catch_warnings(), ThreadPoolExecutor(1) as pool:
                 warnings.simplefilter("ignore")
-                y = _KINDS[weights].packing(pool, [layer])()(x)
+                y = _packing(pool, [layer], weights)()(x)
         except (RuntimeError, AttributeError, NotImplementedError, TypeError, ImportError):
             return False
         return bool((y - wanted).abs().max() < 0.05 * wanted.abs().max())
