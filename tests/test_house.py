@@ -54,10 +54,12 @@ TORCH_ROOMS = (
     "sampling/fused.py",
     "sampling/lean.py",
     "sampling/products.py",
+    "sampling/scaled.py",
     "sampling/shared_cache.py",
     "sampling/stacks.py",
     "sampling/stopping.py",
     "sampling/stretch.py",
+    "sampling/team.py",
     "sampling/triton_kernels.py",
 )
 TORCH_MODULES = ("torch", "transformers")

@@ -25,14 +25,18 @@ from forethought.sampling.cache import prefill
 from forethought.sampling.decoder import Decoder, has_lean_step
 from forethought.sampling.lean import LeanModel
 from forethought.sampling.products import (
+    CoarseInt8,
     Half,
     Int8,
     Packed,
     Plain,
+    Product,
     Weights,
     can_multiply,
+    has_vnni,
     product_of,
 )
+from forethought.sampling.scaled import Scaled
 from forethought.sampling.shared_cache import SharedCache
 from forethought.types import Request
 from test_sampling import make_engine, prompt_of, sampled
@@ -65,12 +69,16 @@ def build(name: str) -> Any:
     return model
 
 
+def multiply(product: Product, x: torch.Tensor) -> torch.Tensor:
+    return product(Scaled.in_format(x, product.takes)).floats()
+
+
 def walk(model: Any, lean: LeanModel, steps: int) -> float:
     """The largest difference from full forward passes while rows of three prompts decode, one row
     leaves and a prompt's last row leaves."""
     prompts = [(5, 7, 9), (11, 4, 8, 6, 3), (21,)]
     rows = [list(prompts[p]) for p in (1, 0, 0, 2, 1, 0)]
-    cache = SharedCache(model, len(rows), 5, steps + 2)
+    cache = SharedCache(model, len(rows), 5, steps + 2, lean.cache_form)
     ready = dict(zip(prompts, prefill(model, prompts), strict=True))
     for r, row in enumerate(rows):
         cache.join(r, tuple(row), ready[tuple(row)])
@@ -107,7 +115,7 @@ def test_decoding_equals_the_full_forward_pass(
 
 
 @pytest.mark.parametrize(
-    ("weights", "bound"), [("float16", 5e-3), ("bfloat16", 5e-2), ("int8", 0.3)]
+    ("weights", "bound"), [("float16", 5e-3), ("bfloat16", 8e-2), ("int8", 0.3)]
 )
 @pytest.mark.parametrize("name", MODELS)
 @torch.inference_mode()
@@ -119,7 +127,8 @@ def test_coarser_weights_stay_near_the_full_forward_pass(
     monkeypatch.setattr(products, "_WORTH_PACKING", 0)
     model = build(name)
     lean = LeanModel.of(model, weights)
-    assert type(lean.head) is {"float16": Half, "bfloat16": Packed, "int8": Int8}[weights]
+    int8 = Int8 if has_vnni() else CoarseInt8
+    assert type(lean.head) is {"float16": Half, "bfloat16": Packed, "int8": int8}[weights]
     assert 1e-5 < walk(model, lean, 6) < bound
 
 
@@ -135,7 +144,7 @@ def test_layers_in_bfloat16_are_packed_in_it(
     product = product_of(layers, "float32")
     wanted = torch.cat([layer(x.bfloat16()) for layer in layers], dim=1).float()
     assert isinstance(product, Packed) and product.packed.dtype == torch.bfloat16
-    assert torch.allclose(product(x), wanted, atol=2e-2, rtol=2e-2)
+    assert torch.allclose(multiply(product, x), wanted, atol=2e-2, rtol=2e-2)
 
 
 @pytest.mark.skipif(not can_multiply("float16"), reason="no float16 product here")
@@ -146,7 +155,7 @@ def test_a_matrix_packed_in_parts_is_the_same_matrix(monkeypatch: pytest.MonkeyP
     found = []
     for worth_splitting in (0, 1 << 30):
         monkeypatch.setattr(products, "_WORTH_SPLITTING", worth_splitting)
-        found.append(product_of([layer], "float16")(x))
+        found.append(multiply(product_of([layer], "float16"), x))
     assert torch.equal(*found)
 
 
@@ -168,9 +177,9 @@ def test_a_row_in_int8_is_the_same_whoever_else_is_in_the_batch(
     monkeypatch.setattr(products, "_WORTH_PACKING", 0)
     product = product_of([nn.Linear(64, 96)], "int8")
     x = torch.randn(7, 64) * torch.logspace(-3, 3, 7)[:, None]
-    together = product(x)
+    together = multiply(product, x)
     for row, wanted in zip(x, together, strict=True):
-        alone = product(row[None])
+        alone = multiply(product, row[None])
         assert torch.equal(alone[0], wanted)
 
 

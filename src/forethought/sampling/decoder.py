@@ -63,7 +63,7 @@ class Decoder:
         if self._lean is not None:
             from forethought.sampling.shared_cache import SharedCache
 
-            return SharedCache(self._model, num_rows, prompt, own)
+            return SharedCache(self._model, num_rows, prompt, own, self._lean.cache_form)
         if self._cache is None or not self._cache.fits(self._model, num_rows, columns):
             self._cache = SlotCache(self._model, num_rows, columns)
         if self._stretches is not None and not self._stretches.is_of(self._cache):

@@ -1,31 +1,32 @@
 """One decoding step of the Llama and Qwen families, over the same weights as transformers' model.
 
 What is leaner: siblings attend to one copy of their prompt, what stands between two matrix products
-is one compiled pass (`sampling/kernels.py`), nothing is built per layer that all layers share, and
-large matrices are packed for the processor. Which models it serves, `sampling/decoder.py` knows.
+is one compiled pass (`sampling/kernels.py`, `sampling/attention.py`) in the threads of the products
+(`sampling/team.py`), nothing is built per layer that all layers share, and large matrices are
+packed for the processor. Which models it serves, `sampling/decoder.py` knows.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cache
-from itertools import pairwise
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from forethought.machine import usable_cores
 from forethought.sampling import kernels
+from forethought.sampling.attention import attend, heads_together
 from forethought.sampling.products import Product, Weights, products_of
-from forethought.sampling.shared_cache import Floats, Indices, SharedCache
+from forethought.sampling.scaled import Scaled
+from forethought.sampling.shared_cache import Indices, SharedCache
 from forethought.sampling.stacks import NUM_STACKS, stacks_of
 
-_WORTH_SHARING = 2_000_000  # products: some 0.7 ms of one core, ten times what a thread costs
+Floats = NDArray[np.float32]
+_WORTH_SHARING = 1 << 14  # numbers to go over, some 4 microseconds: what starting a team takes
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,26 +40,17 @@ class Norm:
     def of(module: Any) -> Norm:
         return Norm(module.weight.detach().float().numpy(), np.float32(module.variance_epsilon))
 
-    def __call__(self, x: Floats) -> Tensor:
-        """x: (n, D). Returns (n, D)."""
-        out = np.empty_like(x)
-        kernels.rms_norm(x, self.weight, self.epsilon, out)
-        return torch.from_numpy(out)
-
-    def in_place(self, heads: Floats, start: int, stop: int) -> None:
-        """heads: (n, heads, head_dim); those from `start` to `stop` are normalized, each alone."""
-        kernels.norm_heads(heads, start, stop, self.weight, self.epsilon)
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Block:
     """One layer. `heads` gives queries, keys and values side by side; `gate_up` both halves of the
-    MLP."""
+    MLP. `norms` are the weights (2, head_dim) of queries' and keys' norms, (0, head_dim) without.
+    """
 
     attention_norm: Norm
     heads: Product
-    query_norm: Norm | None
-    key_norm: Norm | None
+    norms: Floats
+    norms_epsilon: np.float32
     output: Product
     mlp_norm: Norm
     gate_up: Product
@@ -67,7 +59,7 @@ class Block:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Step:
-    """What all layers of one decoding step share. N = n * kv_heads."""
+    """What all layers of one decoding step share."""
 
     cache: SharedCache
     cos: Floats  # (positions, head_dim)
@@ -76,25 +68,22 @@ class Step:
     groups: Indices  # (n,)
     prompt_lengths: Indices  # (n,)
     own_lengths: Indices  # (n,), the new token counted
-    columns: Indices  # (n,), where the new token's keys and values go
-    scores: Floats  # (N, query heads of a key-value head, tokens), scratch
-    powers: Floats  # (N, tokens), scratch
-    mlp_powers: Floats  # (MLP width,), scratch
-    num_threads: int  # among which the rows are shared out to attend
+    num_tokens: int  # that all rows attend to together
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LeanModel:
-    """Views of a model's weights, and packed copies of its large matrices."""
+    """Views of a model's weights, and packed copies of its large matrices. `cache_form` is the
+    format of keys and values: that of a coarse product's results."""
 
     model: PreTrainedModel
     blocks: tuple[Block, ...]
     norm: Norm
     head: Product
-    num_heads: int
-    num_kv_heads: int
-    head_dim: int
+    together: tuple[int, ...]  # see `heads_together`
+    attended_width: int
     mlp_width: int
+    cache_form: Literal["float32", "bfloat16"]
     rotations: dict[int, tuple[Floats, Floats]]  # tables by number of positions
 
     @staticmethod
@@ -105,6 +94,7 @@ class LeanModel:
         caller: Any = model
         stacks = [stack for layer in base.layers for stack in stacks_of(layer)]
         *products, head = products_of([*stacks, [caller.get_output_embeddings()]], weights)
+        num_heads = int(caller.config.num_attention_heads)
         return LeanModel(
             model=model,
             blocks=tuple(
@@ -113,10 +103,10 @@ class LeanModel:
             ),
             norm=Norm.of(base.norm),
             head=head,
-            num_heads=int(caller.config.num_attention_heads),
-            num_kv_heads=int(caller.config.num_key_value_heads),
-            head_dim=int(base.layers[0].self_attn.head_dim),
+            together=heads_together(num_heads, int(caller.config.num_key_value_heads)),
+            attended_width=num_heads * int(base.layers[0].self_attn.head_dim),
             mlp_width=int(caller.config.intermediate_size),
+            cache_form="bfloat16" if weights in ("bfloat16", "int8") else "float32",
             rotations={},
         )
 
@@ -127,17 +117,19 @@ class LeanModel:
         """Feed one token a live row, which stands at position lengths[r]: logits (n, V)."""
         base: Any = self.model.base_model
         step = self._step(cache, lengths)
-        hidden = base.embed_tokens(torch.tensor(token_ids)).float().numpy()  # (n, D)
+        more = Scaled.of(base.embed_tokens(torch.tensor(token_ids)).float())  # (n, D)
+        hidden = np.zeros_like(more.values)
         for layer, block in enumerate(self.blocks):
-            self._block(block, layer, hidden, step)
-        return self.head(self.norm(hidden))
+            x = _add_and_norm(hidden, more, block.attention_norm, block.heads)
+            attended = self._attend(block, layer, block.heads(x), step)
+            more = block.output(attended)
+            x = _add_and_norm(hidden, more, block.mlp_norm, block.gate_up)
+            more = block.down(self._gate(block.gate_up(x), block.down))
+        return self.head(_add_and_norm(hidden, more, self.norm, self.head)).floats()
 
     def _step(self, cache: SharedCache, lengths: Sequence[int]) -> Step:
         groups, prompt_lengths, own_lengths = cache.seats(lengths)
         cos, sin = self._rotation(cache.max_columns)
-        n, tokens = len(lengths), int((prompt_lengths + own_lengths).max())
-        items = n * self.num_kv_heads
-        is_worth_sharing = n * self.num_heads * tokens * self.head_dim > _WORTH_SHARING
         return Step(
             cache=cache,
             cos=cos,
@@ -146,11 +138,7 @@ class LeanModel:
             groups=groups,
             prompt_lengths=prompt_lengths,
             own_lengths=own_lengths,
-            columns=own_lengths - 1,
-            scores=np.empty((items, self.num_heads // self.num_kv_heads, tokens), np.float32),
-            powers=np.empty((items, tokens), np.float32),
-            mlp_powers=np.empty(self.mlp_width, np.float32),
-            num_threads=min(n, torch.get_num_threads()) if is_worth_sharing else 1,
+            num_tokens=sum(lengths) + len(lengths),
         )
 
     def _rotation(self, count: int) -> tuple[Floats, Floats]:
@@ -162,70 +150,78 @@ class LeanModel:
             self.rotations[count] = cos[0].contiguous().numpy(), sin[0].contiguous().numpy()
         return self.rotations[count]
 
-    def _block(self, block: Block, layer: int, hidden: Floats, step: Step) -> None:
-        """hidden (n, D), changed in place."""
-        n, cache = len(hidden), step.cache
-        heads = block.heads(block.attention_norm(hidden)).numpy().reshape(n, -1, self.head_dim)
-        if block.query_norm is not None and block.key_norm is not None:
-            num_turned = self.num_heads + self.num_kv_heads
-            block.query_norm.in_place(heads, 0, self.num_heads)
-            block.key_norm.in_place(heads, self.num_heads, num_turned)
-        kernels.turn_and_store(
-            heads, step.cos, step.sin, step.positions, cache.own, layer, step.columns
+    def _attend(self, block: Block, layer: int, heads: Scaled, step: Step) -> Scaled:
+        out = Scaled.room(len(heads.scales), self.attended_width, block.output.takes)
+        attend(
+            _num_threads(step.num_tokens * self.attended_width),
+            self.together,
+            heads.values,
+            heads.scales,
+            block.norms,
+            block.norms_epsilon,
+            step.cos,
+            step.sin,
+            step.positions,
+            tuple(step.cache.prompts),
+            tuple(step.cache.own),
+            layer,
+            step.groups,
+            step.prompt_lengths,
+            step.own_lengths,
+            out.values,
+            out.scales,
         )
-        attended = np.empty((n, self.num_heads, self.head_dim), np.float32)
+        return out
 
-        def attend(start: int, stop: int) -> None:
-            kernels.attend(
-                heads,
-                cache.prompts,
-                cache.own,
-                layer,
-                step.groups,
-                step.prompt_lengths,
-                step.own_lengths,
-                step.scores,
-                step.powers,
-                step.powers.view(np.int32),
-                attended,
-                start,
-                stop,
-            )
+    def _gate(self, gate_up: Scaled, following: Product) -> Scaled:
+        """silu(gate) * up, as `following` takes it."""
+        rows = len(gate_up.scales)
+        out = Scaled.room(rows, self.mlp_width, following.takes)
+        kernels.silu_gate(
+            _num_threads(2 * rows * self.mlp_width),
+            gate_up.values,
+            gate_up.scales,
+            out.values,
+            out.scales,
+        )
+        return out
 
-        _shared_out(attend, n, step.num_threads)
-        kernels.add(hidden, block.output(torch.from_numpy(attended.reshape(n, -1))).numpy())
-        gate_up = block.gate_up(block.mlp_norm(hidden)).numpy()
-        gated = np.empty((n, self.mlp_width), np.float32)
-        kernels.silu_gate(gate_up, gated, step.mlp_powers, step.mlp_powers.view(np.int32))
-        kernels.add(hidden, block.down(torch.from_numpy(gated)).numpy())
+
+def _add_and_norm(hidden: Floats, more: Scaled, norm: Norm, following: Product) -> Scaled:
+    """hidden (n, D) += more (n, D), in place; their norm is returned, as `following` takes it."""
+    rows, width = hidden.shape
+    out = Scaled.room(rows, width, following.takes)
+    kernels.add_and_norm(
+        _num_threads(hidden.size),
+        hidden,
+        more.values,
+        more.scales,
+        norm.weight,
+        norm.epsilon,
+        out.values,
+        out.scales,
+    )
+    return out
+
+
+def _num_threads(work: int) -> int:
+    return torch.get_num_threads() if work > _WORTH_SHARING else 1
 
 
 def _block(layer: Any, heads: Product, output: Product, gate_up: Product, down: Product) -> Block:
-    def norm(module: Any) -> Norm | None:
-        return None if module is None else Norm.of(module)
-
+    attention = layer.self_attn
+    norms = (
+        [Norm.of(attention.q_norm), Norm.of(attention.k_norm)]
+        if hasattr(attention, "q_norm")
+        else []
+    )
     return Block(
         attention_norm=Norm.of(layer.input_layernorm),
         heads=heads,
-        query_norm=norm(getattr(layer.self_attn, "q_norm", None)),
-        key_norm=norm(getattr(layer.self_attn, "k_norm", None)),
+        norms=np.array([norm.weight for norm in norms], np.float32).reshape(-1, attention.head_dim),
+        norms_epsilon=norms[0].epsilon if norms else np.float32(0.0),
         output=output,
         mlp_norm=Norm.of(layer.post_attention_layernorm),
         gate_up=gate_up,
         down=down,
     )
-
-
-def _shared_out(work: Callable[[int, int], None], count: int, num_threads: int) -> None:
-    """work(start, stop) over range(count) in so many threads, one of them this."""
-    bounds = [count * part // num_threads for part in range(num_threads + 1)]
-    others = [_threads().submit(work, *pair) for pair in pairwise(bounds[1:])]
-    work(0, bounds[1])
-    for other in others:
-        other.result()
-
-
-@cache
-def _threads() -> ThreadPoolExecutor:
-    """Kernels hold no lock of Python's, so that threads run side by side."""
-    return ThreadPoolExecutor(usable_cores(), "attend")

@@ -15,9 +15,11 @@ from typing import Any, Literal, Protocol
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from forethought.machine import usable_cores
+from forethought.sampling.scaled import ZERO, Format, Scaled
 
 _WORTH_PACKING = 1 << 18
 _WORTH_SPLITTING = 1 << 22
@@ -28,9 +30,13 @@ Weights = Literal["float32", "float16", "bfloat16", "int8"]
 
 
 class Product(Protocol):
-    """Layers with one input, their outputs side by side: x (n, K) to (n, N), both float32."""
+    """Layers with one input, their outputs side by side: x (n, K) to (n, N)."""
 
-    def __call__(self, x: Tensor) -> Tensor: ...
+    @property
+    def takes(self) -> Format:
+        """The format of x."""
+
+    def __call__(self, x: Scaled) -> Scaled: ...
 
 
 def product_of(layers: Sequence[nn.Module], weights: Weights | None) -> Product:
@@ -78,7 +84,7 @@ def _packing(
         case "float16":
             return Half.packing(pool, layers)
         case "int8":
-            return Int8.packing(pool, layers)
+            return (Int8 if has_vnni() else CoarseInt8).packing(pool, layers)
         case _:
             return Packed.packing(layers, getattr(torch, weights))
 
@@ -92,17 +98,18 @@ class Plain:
     """The layers as they are."""
 
     layers: tuple[nn.Module, ...]
+    takes: Literal["float32"] = "float32"
 
-    def __call__(self, x: Tensor) -> Tensor:
-        x = x.to(next(self.layers[0].parameters()).dtype)
-        found = [layer(x) for layer in self.layers]
-        return (torch.cat(found, dim=-1) if len(found) > 1 else found[0]).float()
+    def __call__(self, x: Scaled) -> Scaled:
+        rows = x.tensor().to(next(self.layers[0].parameters()).dtype)
+        found = [layer(rows) for layer in self.layers]
+        return Scaled.of((torch.cat(found, dim=-1) if len(found) > 1 else found[0]).float())
 
 
 @dataclass(frozen=True, slots=True)
 class Packed:
-    """The layers side by side, packed by oneDNN in float32 or bfloat16. In bfloat16 activations are
-    rounded to it too, before and after; sums stay in float32."""
+    """The layers side by side, packed by oneDNN in float32 or bfloat16. In bfloat16 what goes in
+    and comes out is rounded to it too; sums stay in float32."""
 
     packed: Tensor
     bias: Tensor | None
@@ -114,10 +121,13 @@ class Packed:
         packed = torch.ops.mkldnn._reorder_linear_weight(weight.to(dtype), _TYPICAL_ROWS)
         return lambda: Packed(packed, None if bias is None else bias.to(dtype))
 
-    def __call__(self, x: Tensor) -> Tensor:
+    @property
+    def takes(self) -> Format:
+        return "bfloat16" if self.packed.dtype == torch.bfloat16 else "float32"
+
+    def __call__(self, x: Scaled) -> Scaled:
         product = torch.ops.mkldnn._linear_pointwise
-        y: Tensor = product(x.to(self.packed.dtype), self.packed, self.bias, "none", [], "")
-        return y.float()
+        return Scaled.of(product(x.tensor(), self.packed, self.bias, "none", [], ""))
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,6 +137,7 @@ class Half:
     is, stands in parts, so that several threads can pack it."""
 
     parts: tuple[Any, ...]
+    takes: Literal["float32"] = "float32"
 
     @staticmethod
     def packing(pool: ThreadPoolExecutor, layers: Sequence[nn.Module]) -> Callable[[], Half]:
@@ -135,10 +146,10 @@ class Half:
         parts = [pool.submit(_pack_half, layers, part, count) for part in range(count)]
         return lambda: Half(tuple(part.result() for part in parts))
 
-    def __call__(self, x: Tensor) -> Tensor:
+    def __call__(self, x: Scaled) -> Scaled:
         product = torch.ops.quantized.linear_dynamic_fp16
-        found = [product(x, part) for part in self.parts]
-        return torch.cat(found, dim=1) if len(found) > 1 else found[0]
+        found = [product(x.tensor(), part) for part in self.parts]
+        return Scaled.of(torch.cat(found, dim=1) if len(found) > 1 else found[0])
 
 
 @torch.no_grad()
@@ -149,47 +160,103 @@ def _pack_half(layers: Sequence[nn.Module], part: int, count: int) -> Any:
     return torch.ops.quantized.linear_prepack_fp16(weight.tensor_split(count)[part], bias)
 
 
-# Weights keep 7 bits and activations 8: x86 processors without VNNI add two products of 8 bits into
-# 16 and would overflow with more.
-_WEIGHT_LEVELS, _INPUT_LEVELS, _INPUT_ZERO = 63, 127, 128
+@dataclass(frozen=True, slots=True)
+class Int8:
+    """The layers side by side in int8, packed by oneDNN for a processor with VNNI: one scale an
+    output channel, and one an input row, which the result keeps."""
+
+    packed: Tensor
+    scales: Tensor  # (N,), of the weights
+    zeros: Tensor  # (N,)
+    bias: Tensor | None
+    takes: Literal["uint8"] = "uint8"
+
+    @staticmethod
+    def packing(pool: ThreadPoolExecutor, layers: Sequence[nn.Module]) -> Callable[[], Int8]:
+        return pool.submit(Int8.of, layers).result
+
+    @staticmethod
+    @torch.no_grad()
+    def of(layers: Sequence[nn.Module]) -> Int8:
+        levels, scales, bias = _levels(layers, 127)
+        packed = torch.ops.onednn.qlinear_prepack(levels, None)
+        return Int8(packed, scales, torch.zeros(len(scales), dtype=torch.int64), bias)
+
+    def __call__(self, x: Scaled) -> Scaled:
+        y = _onednn_int8(x.tensor(), self.packed, self.scales, self.zeros)
+        return _with_bias(y, x.scales, self.bias)
+
+
+def _onednn_int8(x: Tensor, packed: Tensor, scales: Tensor, zeros: Tensor) -> Tensor:
+    product = torch.ops.onednn.qlinear_pointwise
+    y: Tensor = product(
+        x, 1.0, ZERO, packed, scales, zeros, None, 1.0, 0, torch.float32, "none", [], ""
+    )
+    return y
+
+
+def _with_bias(y: Tensor, scales: NDArray[np.float32], bias: Tensor | None) -> Scaled:
+    """y (n, N) times the scale of each row, plus the bias, which has none."""
+    if bias is None:
+        return Scaled(y.numpy(), scales)
+    return Scaled.of(y.mul_(torch.from_numpy(scales)[:, None]).add_(bias))
+
+
+# Without VNNI two products of 8 bits are added into 16 and would overflow with more levels.
+_WEIGHT_LEVELS, _INPUT_LEVELS = 63, 127
 
 
 @dataclass(frozen=True, slots=True)
-class Int8:
-    """The layers side by side in int8, packed by FBGEMM: one scale an output channel, one an input
-    row. Scaling every row by itself keeps its result apart from whoever else is in the batch.
-    """
+class CoarseInt8:
+    """The same with weights of 7 bits, packed by FBGEMM, for x86 processors without VNNI."""
 
     packed: Any
     scales: Tensor  # (N,), of the weights
     bias: Tensor | None
+    takes: Literal["float32"] = "float32"
 
     @staticmethod
-    def packing(pool: ThreadPoolExecutor, layers: Sequence[nn.Module]) -> Callable[[], Int8]:
-        return pool.submit(_pack_int8, layers).result
+    def packing(pool: ThreadPoolExecutor, layers: Sequence[nn.Module]) -> Callable[[], CoarseInt8]:
+        return pool.submit(CoarseInt8.of, layers).result
 
-    def __call__(self, x: Tensor) -> Tensor:
-        scaled, largest = torch.empty_like(x), torch.empty(len(x))
-        _kernels().scale_rows(x.numpy(), scaled.numpy(), largest.numpy())
-        y: Tensor = _int8_product()(scaled, 1 / _INPUT_LEVELS, _INPUT_ZERO, self.packed)
-        _kernels().rescale(y.numpy(), largest.numpy(), self.scales.numpy())
-        return y if self.bias is None else y.add_(self.bias)
+    @staticmethod
+    @torch.no_grad()
+    def of(layers: Sequence[nn.Module]) -> CoarseInt8:
+        """One scale for the whole matrix in FBGEMM's eyes: with one a channel it would read them
+        one by one, which takes as long as packing."""
+        levels, scales, bias = _levels(layers, _WEIGHT_LEVELS)
+        quantized = torch._make_per_tensor_quantized_tensor(levels, 1.0, 0)
+        return CoarseInt8(torch.ops.quantized.linear_prepack(quantized, None), scales, bias)
+
+    def __call__(self, x: Scaled) -> Scaled:
+        scaled, scales = np.empty_like(x.values), np.empty_like(x.scales)
+        _kernels().scale_rows(x.values, scaled, scales)
+        product = torch.ops.quantized.linear_with_input_q_dq_qweight_dq_output_fp32
+        y = product(torch.from_numpy(scaled), 1 / _INPUT_LEVELS, ZERO, self.packed)
+        return _with_bias(y.mul_(self.scales), scales, self.bias)
 
 
-@torch.no_grad()
-def _pack_int8(layers: Sequence[nn.Module]) -> Int8:
-    """One scale for the whole matrix in FBGEMM's eyes: with one a channel it would read them one by
-    one, which takes as long as packing."""
+def _levels(layers: Sequence[nn.Module], top: int) -> tuple[Tensor, Tensor, Tensor | None]:
+    """The weights (N, K) in whole numbers up to `top`, their scales (N,), and the bias."""
     weight, bias = _side_by_side(layers)
     levels, scales = torch.empty(weight.shape, dtype=torch.int8), torch.empty(len(weight))
-    _kernels().to_levels(weight.numpy(), _WEIGHT_LEVELS, levels.numpy(), scales.numpy())
-    quantized = torch._make_per_tensor_quantized_tensor(levels, 1.0, 0)
-    return Int8(torch.ops.quantized.linear_prepack(quantized, None), scales, bias)
+    _kernels().to_levels(weight.numpy(), top, levels.numpy(), scales.numpy())
+    return levels, scales, bias
 
 
 @cache
-def _int8_product() -> Any:
-    return torch.ops.quantized.linear_with_input_q_dq_qweight_dq_output_fp32
+def has_vnni() -> bool:
+    """Whether oneDNN adds products of 8 bits into 32 here: it is asked for a sum that 16 do not
+    hold."""
+    width = 64
+    weight = torch.full((1, width), 127, dtype=torch.int8)
+    x = torch.full((1, width), 255, dtype=torch.uint8)
+    try:
+        packed = torch.ops.onednn.qlinear_prepack(weight, None)
+        y = _onednn_int8(x, packed, torch.ones(1), torch.zeros(1, dtype=torch.int64))
+    except (RuntimeError, AttributeError, NotImplementedError, TypeError):
+        return False
+    return y.item() == (255 - ZERO) * 127 * width
 
 
 @cache
@@ -228,7 +295,8 @@ def can_multiply(weights: Weights) -> bool:
                 return False  # it would be worked out in float32
             with warnings.catch_warnings(), ThreadPoolExecutor(1) as pool:
                 warnings.simplefilter("ignore")
-                y = _packing(pool, [layer], weights)()(x)
+                product = _packing(pool, [layer], weights)()
+                y = product(Scaled.in_format(x, product.takes)).floats()
         except (RuntimeError, AttributeError, NotImplementedError, TypeError, ImportError):
             return False
         return bool((y - wanted).abs().max() < 0.05 * wanted.abs().max())

@@ -8,47 +8,92 @@ last live row moves into its place.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Literal, NamedTuple
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
+from torch import Tensor
 from transformers import PreTrainedModel
 
 from forethought.sampling.cache import Prefill, cache_shape, round_up
+from forethought.sampling.vectors import LANES
 
 Prompt = tuple[int, ...]
-Floats = NDArray[np.float32]
+Numbers = NDArray[np.float32] | NDArray[np.uint16]  # of bfloat16, the upper half of a float32
 Indices = NDArray[np.int64]
 _FIRST_GROUPS = 8  # room for so many at first; it doubles when they are full
 
 
-class SharedCache:
-    """Keys and values in float32 of `max_rows` rows, whose prompts fit `prompt_columns` and whose
-    completions fit `own_columns`.
+class Table(NamedTuple):
+    """Keys (layers, count, kv_heads, blocks, head_dim, LANES), in blocks of LANES tokens, and
+    values (layers, count, kv_heads, columns, head_dim rounded up to whole vectors)."""
 
-    `prompts`: (layers, keys and values, groups, kv_heads, columns, head_dim); `own`: by rows.
-    """
+    keys: Numbers
+    values: Numbers
+
+    def copy(self, source: int, target: int, length: int) -> None:
+        """The first `length` tokens of one place to another."""
+        blocks = _whole(length, LANES) // LANES
+        self.keys[:, target, :, :blocks] = self.keys[:, source, :, :blocks]
+        self.values[:, target, :, :length] = self.values[:, source, :, :length]
+
+    def fill(self, layer: int, place: int, keys: Tensor, values: Tensor) -> None:
+        """keys, values: (kv_heads, P, head_dim)."""
+        kv_heads, length, size = keys.shape
+        blocks = _whole(length, LANES) // LANES
+        padded = keys.new_zeros(kv_heads, blocks * LANES, size)
+        padded[:, :length] = keys
+        in_blocks = padded.view(kv_heads, blocks, LANES, size).transpose(2, 3)
+        self.keys[layer, place, :, :blocks] = self._stored(in_blocks)
+        self.values[layer, place, :, :length, :size] = self._stored(values)
+
+    def _stored(self, numbers: Tensor) -> Numbers:
+        if self.keys.dtype == np.uint16:
+            return numbers.bfloat16().view(torch.uint16).numpy()
+        return numbers.float().numpy()
+
+
+class SharedCache:
+    """Keys and values of `max_rows` rows, whose prompts fit `prompt_columns` and whose completions
+    fit `own_columns`, in float32 or bfloat16."""
 
     def __init__(
-        self, model: PreTrainedModel, max_rows: int, prompt_columns: int, own_columns: int
+        self,
+        model: PreTrainedModel,
+        max_rows: int,
+        prompt_columns: int,
+        own_columns: int,
+        form: Literal["float32", "bfloat16"] = "float32",
     ) -> None:
         self._shape = cache_shape(model)  # layers, kv_heads, head_dim
+        self._dtype = torch.float32 if form == "float32" else torch.uint16
         self.max_rows = max_rows
         self._prompt_columns = round_up(prompt_columns)
-        self.own = self._allocate(max_rows, round_up(own_columns))
+        self._own_columns = round_up(own_columns)
+        self.own = self._allocate(max_rows, self._own_columns)
         self.prompts = self._allocate(min(max_rows, _FIRST_GROUPS), self._prompt_columns)
         self._groups: list[Prompt] = []
         self._place: dict[Prompt, int] = {}  # of each prompt in _groups
         self._num_members: list[int] = []  # rows of each group
         self._group_of: list[int] = []  # of each live row
 
-    def _allocate(self, count: int, columns: int) -> Floats:
+    def _allocate(self, count: int, columns: int) -> Table:
+        """By torch, whose memory begins where a register's does."""
         layers, kv_heads, head_dim = self._shape
-        return np.empty((layers, 2, count, kv_heads, columns, head_dim), dtype=np.float32)
+        blocks = (columns // LANES, head_dim, LANES)
+        shapes = blocks, (columns, _whole(head_dim, LANES))
+        return Table(
+            *(
+                torch.empty(layers, count, kv_heads, *shape, dtype=self._dtype).numpy()
+                for shape in shapes
+            )
+        )
 
     @property
     def max_columns(self) -> int:
         """The most tokens that a row can attend to."""
-        return self._prompt_columns + int(self.own.shape[4])
+        return self._prompt_columns + self._own_columns
 
     def join(self, row: int, prompt: Prompt, prefill: Prefill) -> None:
         """Row `row`, the next free one, begins behind `prompt`."""
@@ -61,15 +106,19 @@ class SharedCache:
 
     def _add_group(self, prompt: Prompt, prefill: Prefill) -> None:
         group = len(self._groups)
-        if group == self.prompts.shape[2]:
-            more = self._allocate(min(group, self.max_rows - group), self._prompt_columns)
-            self.prompts = np.concatenate([self.prompts, more], axis=2)
+        if group == self.prompts.keys.shape[1]:
+            self._grow(min(2 * group, self.max_rows))
         self._groups.append(prompt)
         self._place[prompt] = group
         self._num_members.append(0)
-        for layer, pair in enumerate(prefill.layers):
-            for part, values in enumerate(pair):  # (kv_heads, P, head_dim)
-                self.prompts[layer, part, group, :, : len(prompt)] = values.float().numpy()
+        for layer, (keys, values) in enumerate(prefill.layers):
+            self.prompts.fill(layer, group, keys, values)
+
+    def _grow(self, count: int) -> None:
+        """Room for `count` prompts."""
+        before, self.prompts = self.prompts, self._allocate(count, self._prompt_columns)
+        for old, new in zip(before, self.prompts, strict=True):
+            new[:, : old.shape[1]] = old
 
     def leave(self, row: int, length: int) -> None:
         """Row `row` ends; the last live row, which has `length` tokens in all, takes its place."""
@@ -77,8 +126,7 @@ class SharedCache:
         group = self._group_of[row]
         if last != row:
             moved = self._group_of[last]
-            own = length - len(self._groups[moved])
-            self.own[:, :, row, :, :own] = self.own[:, :, last, :, :own]
+            self.own.copy(last, row, length - len(self._groups[moved]))
             self._group_of[row] = moved
         self._group_of.pop()
         self._num_members[group] -= 1
@@ -89,7 +137,7 @@ class SharedCache:
         last = len(self._groups) - 1
         del self._place[self._groups[group]]
         if group != last:
-            self.prompts[:, :, group] = self.prompts[:, :, last]
+            self.prompts.copy(last, group, len(self._groups[last]))
             self._group_of = [group if g == last else g for g in self._group_of]
             self._groups[group] = self._groups[last]
             self._num_members[group] = self._num_members[last]
@@ -104,3 +152,8 @@ class SharedCache:
         groups = np.array(self._group_of, dtype=np.int64)
         prompts = np.array([len(prompt) for prompt in self._groups], dtype=np.int64)[groups]
         return groups, prompts, np.array(lengths, dtype=np.int64) - prompts + 1
+
+
+def _whole(count: int, size: int) -> int:
+    """`count` rounded up to a multiple of `size`."""
+    return -(-count // size) * size

@@ -1,0 +1,212 @@
+"""Attention of one query a row, over the prompt it shares and what it has sampled itself."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+
+from forethought.sampling.kernels import (
+    as_float,
+    compiled,
+    exponentials,
+    put,
+    rms_norm,
+    store,
+    take,
+)
+from forethought.sampling.team import share_out
+from forethought.sampling.vectors import (
+    LANES,
+    MOST_HEADS,
+    SUMS,
+    score,
+    weigh_1,
+    weigh_2,
+    weigh_4,
+)
+
+_ZERO, _ONE = np.float32(0.0), np.float32(1.0)
+_BELOW_ALL, _SIGN, _UNSIGNED = np.int32(-(2**31)), np.int32(31), np.int32(0x7FFFFFFF)
+
+
+def heads_together(num_heads: int, num_kv_heads: int) -> tuple[int, ...]:
+    """A tuple as long as there are query heads that go over their keys and values at once."""
+    repeats = num_heads // num_kv_heads
+    return (0,) * max(n for n in range(1, MOST_HEADS + 1) if repeats % n == 0)
+
+
+@compiled
+def attend(
+    num_threads: int,
+    together: Any,
+    products: Any,
+    product_scales: Any,
+    norms: Any,
+    epsilon: Any,
+    cos: Any,
+    sin: Any,
+    positions: Any,
+    prompts: Any,
+    own: Any,
+    layer: int,
+    groups: Any,
+    prompt_lengths: Any,
+    own_lengths: Any,
+    out: Any,
+    scales: Any,
+) -> None:
+    """Turn queries and keys, put the new keys and values into the cache, and attend.
+
+    products: (n, (query heads + 2 * kv_heads) * head_dim), queries, keys and values; norms:
+    (0 or 2, head_dim), RMSNorm's weights of queries and keys; cos, sin: (all positions, head_dim);
+    prompts and own: keys (layers, groups or rows, kv_heads, blocks, head_dim, LANES) and values
+    (layers, groups or rows, kv_heads, columns, head_dim or more); positions, groups,
+    prompt_lengths, own_lengths: (n,), this token counted; out: (n, query heads * head_dim).
+    """
+    arguments = (
+        together,
+        products,
+        product_scales,
+        norms,
+        epsilon,
+        cos,
+        sin,
+        positions,
+        prompts,
+        own,
+        layer,
+        groups,
+        prompt_lengths,
+        own_lengths,
+        out,
+        scales,
+    )
+    share_out(_attend, arguments, len(groups), num_threads)
+
+
+@compiled
+def _attend(
+    together: Any,
+    products: Any,
+    product_scales: Any,
+    norms: Any,
+    epsilon: Any,
+    cos: Any,
+    sin: Any,
+    positions: Any,
+    prompts: Any,
+    own: Any,
+    layer: int,
+    groups: Any,
+    prompt_lengths: Any,
+    own_lengths: Any,
+    out: Any,
+    scales: Any,
+    start: int,
+    stop: int,
+) -> None:
+    prompt_keys, prompt_values = prompts
+    own_keys, own_values = own
+    kv_heads, size = own_keys.shape[2], own_keys.shape[4]
+    row = np.empty(products.shape[1], np.float32)
+    heads = row.reshape(-1, size)
+    num_heads = len(heads) - 2 * kv_heads
+    found = np.empty((num_heads, own_values.shape[4]), np.float32)
+    most = np.int64(0)
+    for r in range(start, stop):
+        most = max(most, prompt_lengths[r] + own_lengths[r])
+    scores = np.empty((len(together), most + LANES), np.float32)
+    powers = np.empty(most, np.float32)
+    for r in range(start, stop):
+        take(products, product_scales, r, row)
+        _turn(heads, num_heads, kv_heads, norms, epsilon, cos[positions[r]], sin[positions[r]])
+        g, first, count = groups[r], prompt_lengths[r], own_lengths[r]
+        last = count - 1
+        for h in range(kv_heads):
+            key, value = heads[num_heads + h], heads[num_heads + kv_heads + h]
+            store(key, own_keys[layer, r, h, last // LANES, :, last % LANES])
+            store(value, own_values[layer, r, h, last])
+        repeats = num_heads // kv_heads
+        for j in range(0, num_heads, len(together)):
+            h = j // repeats
+            queries, sums = heads[j : j + len(together)], found[j : j + len(together)]
+            score(together, queries, prompt_keys[layer, g, h], _blocks(first), scores, 0)
+            score(together, queries, own_keys[layer, r, h], _blocks(count), scores, first)
+            for i in range(len(together)):
+                _softmax(scores[i], first + count, powers)
+            sums[:] = _ZERO
+            _weigh(together, scores, 0, prompt_values[layer, g, h], first, sums)
+            _weigh(together, scores, first, own_values[layer, r, h], count, sums)
+        for j in range(num_heads):
+            row[j * size : (j + 1) * size] = found[j, :size]
+        put(row[: num_heads * size], out, scales, r)
+
+
+@compiled
+def _blocks(count: int) -> int:
+    return (count + LANES - 1) // LANES
+
+
+@compiled
+def _turn(
+    heads: Any, num_heads: int, kv_heads: int, norms: Any, epsilon: Any, cos: Any, sin: Any
+) -> None:
+    """Rotary position embedding (arXiv 2104.09864) of queries and keys, normalized before where
+    there are weights for that; queries are divided by the root of their size. In place."""
+    size = heads.shape[1]
+    half = size // 2
+    scale = np.float32(1.0 / math.sqrt(size))
+    for h in range(num_heads + kv_heads):
+        x = heads[h]
+        if len(norms):
+            rms_norm(x, norms[0 if h < num_heads else 1], epsilon, x)
+        factor = scale if h < num_heads else _ONE
+        for i in range(half):
+            low, high = x[i] * factor, x[i + half] * factor
+            x[i] = low * cos[i] - high * sin[i]
+            x[i + half] = high * cos[i + half] + low * sin[i + half]
+
+
+@compiled
+def _softmax(x: Any, count: int, powers: Any) -> None:
+    """softmax of x[:count] in place; `powers` is scratch of that size."""
+    bits = x.view(np.int32)
+    top = _BELOW_ALL
+    for t in range(count):  # floats as whole numbers in the same order: they compare as vectors
+        top = max(top, _in_order(bits[t]))
+    most = as_float(_in_order(top))
+    for t in range(count):
+        x[t] -= most
+    exponentials(x, count, powers)
+    total = _ZERO
+    for t in range(count):
+        total += x[t]
+    share = _ONE / total
+    for t in range(count):
+        x[t] *= share
+
+
+@compiled
+def _in_order(bits: Any) -> Any:
+    """The bits of a float32 as an int32 in the order of the floats, and back."""
+    return np.int32(bits ^ ((bits >> _SIGN) & _UNSIGNED))
+
+
+@compiled
+def _weigh(together: Any, weights: Any, first: int, values: Any, count: int, out: Any) -> None:
+    """out (H, head_dim) += weights[h, first + t] * values[t], summed over t < count: as many
+    vectors at a time as there are registers for."""
+    at, size = 0, out.shape[1]
+    if 4 * len(together) <= SUMS:
+        while at + 4 * LANES <= size:
+            weigh_4(together, weights, first, values, count, out, at)
+            at += 4 * LANES
+    if 2 * len(together) <= SUMS:
+        while at + 2 * LANES <= size:
+            weigh_2(together, weights, first, values, count, out, at)
+            at += 2 * LANES
+    while at < size:
+        weigh_1(together, weights, first, values, count, out, at)
+        at += LANES

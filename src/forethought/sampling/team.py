@@ -1,0 +1,91 @@
+"""A compiled kernel in the threads that torch multiplies with.
+
+OpenMP's threads wait for the next product by spinning, and a thread of another kind that works in
+the meantime has to share a core with one that spins. So a kernel runs in OpenMP's own threads: the
+OpenMP library that torch has loaded is asked for them. Without one, all is done in this thread.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from typing import Any
+
+import torch  # noqa: F401  loads OpenMP
+from llvmlite import binding, ir
+from numba import types
+from numba.core import cgutils
+from numba.extending import intrinsic
+
+_PARALLEL, _THREAD, _THREADS = "GOMP_parallel", "omp_get_thread_num", "omp_get_num_threads"
+_PREFIX = "forethought_"
+_POINTER, _INT, _INT32 = ir.IntType(8).as_pointer(), ir.IntType(64), ir.IntType(32)
+_WORK = ir.FunctionType(ir.VoidType(), [_POINTER])
+
+
+def _find() -> bool:
+    """Tell LLVM where OpenMP's functions are."""
+    try:
+        loaded = ctypes.CDLL(None)
+        found = [getattr(loaded, name) for name in (_PARALLEL, _THREAD, _THREADS)]
+    except (OSError, TypeError, AttributeError):
+        return False
+    for name, function in zip((_PARALLEL, _THREAD, _THREADS), found, strict=True):
+        binding.add_symbol(_PREFIX + name, ctypes.cast(function, ctypes.c_void_p).value)
+    return True
+
+
+HAS_THREADS = _find()
+
+
+@intrinsic  # type: ignore[untyped-decorator]
+def share_out(typing: Any, kernel: Any, arguments: Any, count: Any, num_threads: Any) -> Any:
+    """kernel(*arguments, start, stop) over range(count) in equal parts, one a thread. A kernel
+    returns nothing and raises nothing. With one thread it is called as it is."""
+    inner = kernel.get_call_type(typing, (*arguments.types, types.int64, types.int64), {})
+
+    def body(context: Any, b: Any, signature: Any, values: Any) -> Any:
+        compiled = kernel.dispatcher.get_compile_result(inner)
+        context.active_code_library.add_linking_library(compiled.library)
+
+        def call(b: Any, packed: Any, start: Any, stop: Any) -> None:
+            parts = [*cgutils.unpack_tuple(b, packed), start, stop]
+            context.call_internal_no_propagate(b, compiled.fndesc, inner, parts)
+
+        _, packed, count, num_threads = values
+        if not HAS_THREADS:
+            call(b, packed, _INT(0), count)
+            return context.get_dummy_value()
+        with b.if_else(b.icmp_signed(">", num_threads, _INT(1))) as (several, one):
+            with several:
+                _in_threads(b, call, packed, count, num_threads)
+            with one:
+                call(b, packed, _INT(0), count)
+        return context.get_dummy_value()
+
+    return types.void(kernel, arguments, types.int64, types.int64), body
+
+
+def _in_threads(b: Any, call: Any, packed: Any, count: Any, num_threads: Any) -> None:
+    """OpenMP calls a function of one pointer in every thread: here to the arguments and count."""
+    shared = cgutils.alloca_once(b, ir.LiteralStructType([packed.type, _INT]))
+    b.store(packed, cgutils.gep_inbounds(b, shared, 0, 0))
+    b.store(count, cgutils.gep_inbounds(b, shared, 0, 1))
+    work = ir.Function(b.module, _WORK, name=b.module.get_unique_name("share"))
+    work.linkage = "internal"
+    inside = ir.IRBuilder(work.append_basic_block("entry"))
+    found = inside.bitcast(work.args[0], shared.type)
+    packed, count = (inside.load(cgutils.gep_inbounds(inside, found, 0, part)) for part in range(2))
+    number, total = (_ask(inside, name) for name in (_THREAD, _THREADS))
+    start, stop = (
+        inside.udiv(inside.mul(count, n), total) for n in (number, inside.add(number, _INT(1)))
+    )
+    call(inside, packed, start, stop)
+    inside.ret_void()
+    kind = ir.FunctionType(ir.VoidType(), [_WORK.as_pointer(), _POINTER, _INT32, _INT32])
+    parallel = cgutils.get_or_insert_function(b.module, kind, _PREFIX + _PARALLEL)
+    b.call(parallel, [work, b.bitcast(shared, _POINTER), b.trunc(num_threads, _INT32), _INT32(0)])
+
+
+def _ask(b: Any, name: str) -> Any:
+    kind = ir.FunctionType(_INT32, [])
+    return b.zext(b.call(cgutils.get_or_insert_function(b.module, kind, _PREFIX + name), []), _INT)
