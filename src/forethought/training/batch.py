@@ -16,7 +16,8 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from forethought.models.heads import Reading, read_tokens
-from forethought.training.strips import Row, Strip, lay_out
+from forethought.training.pieces import in_pieces
+from forethought.training.strips import Row, Strip, lay_out, pieces_of
 
 # a batch ends early where rows become this much shorter than its first: padding is not computed
 _MIN_WIDTH_RATIO = 0.8
@@ -43,6 +44,7 @@ class Batch:
     columns: Tensor  # (N,) int64, where in its row it stands
     position_ids: Tensor | None  # (B, T) int64
     mask: Tensor | None  # (B, 1, T, T) bool, True where a query (dim 2) sees a key (dim 3)
+    pieces: Sequence[Sequence[int]]  # of each strip, see `pieces_of`
     num_tokens: int  # unpadded
 
 
@@ -111,6 +113,7 @@ def _collate(strips: Sequence[Strip], pad_id: int, device: str) -> Batch:
         columns=integers("column"),
         position_ids=cells("position_ids", 0) if is_shared else None,
         mask=_mask(cells("branches", -1)) if is_shared else None,
+        pieces=[pieces_of(strip) for strip in strips],
         num_tokens=sum(len(strip.token_ids) for strip in strips),
     )
 
@@ -134,16 +137,17 @@ def read_batch(
     model: PreTrainedModel, batch: Batch, temperature: float = 1.0, *, wants_entropy: bool = False
 ) -> Reading:
     """Log-probabilities of the batch's targets, hidden states and, if wanted, entropies."""
-    return read_tokens(
-        model,
-        batch.input_ids,
-        batch.positions,
-        batch.targets,
-        temperature,
-        position_ids=batch.position_ids,
-        mask=batch.mask,
-        wants_entropy=wants_entropy,
-    )
+    with in_pieces(batch.mask, batch.pieces):
+        return read_tokens(
+            model,
+            batch.input_ids,
+            batch.positions,
+            batch.targets,
+            temperature,
+            position_ids=batch.position_ids,
+            mask=batch.mask,
+            wants_entropy=wants_entropy,
+        )
 
 
 # The same siblings as in a group: one prompt, completions of different lengths.

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import groupby
 from typing import NamedTuple
 
 
@@ -113,6 +114,11 @@ def _strip(rows: Mapping[int, Row]) -> Strip:
         position_ids += range(prompt, count)
         branches += [branch] * (count - prompt)
     return Strip(token_ids=token_ids, position_ids=position_ids, branches=branches, learned=learned)
+
+
+def pieces_of(strip: Strip) -> list[int]:
+    """How long the strip's prompt and its completions are, in their order."""
+    return [len(list(cells)) for _, cells in groupby(strip.branches)]
 
 
 def _learned(row: Row, number: int, start: int) -> list[Learned]:
