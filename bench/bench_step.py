@@ -26,7 +26,7 @@ from pathlib import Path
 import torch
 
 import step_workload as work
-from device import half, name_here
+from device import half, is_bf16, name_here
 from record import RESULTS, write_result
 from trl_side import TRL
 
@@ -101,7 +101,7 @@ def ours(folder: Path, rollout_dtype: str, steps: int = work.NUM_STEPS) -> dict[
                 group=work.GROUP_SIZE,
                 max_tokens=work.MAX_TOKENS,
                 rollout_dtype=rollout_dtype,
-                cells=16384 if ON_CUDA else 512,
+                cells=16384 if ON_CUDA else 1024 if is_bf16() else 512,
                 here=HERE,
             )
         )

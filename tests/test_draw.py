@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
+from forethought.sampling import draw as draw_module
 from forethought.sampling.draw import Drawn, Kinds, draw_tokens, row_uniforms, stable_seed
 from forethought.types import SamplingParams
 
@@ -15,6 +18,17 @@ LOGITS = st.lists(st.floats(-30, 30, width=32), min_size=1, max_size=40)
 UNIFORM = st.floats(0, 1, exclude_max=True, width=32)
 TEMPERATURE = st.floats(0, 4, width=32)
 TOP_P = st.floats(0, 1, exclude_min=True, width=32)
+
+
+@pytest.fixture(params=["compiled", "torch"], autouse=True, scope="module")
+def way(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Both ways of drawing: in one compiled pass, and by torch's operations."""
+    if request.param == "compiled" and draw_module._kernel() is None:
+        pytest.skip("numba is an extra")
+    with pytest.MonkeyPatch.context() as patch:
+        if request.param == "torch":
+            patch.setattr(draw_module, "_kernel", lambda: None)
+        yield
 
 
 def draw(rows: list[list[float]], temperature: float, top_p: float, uniforms: list[float]) -> Drawn:
@@ -158,3 +172,8 @@ def test_more_uniforms_leave_the_first_ones_as_they_are(
 def test_seeds_are_the_same_on_every_machine() -> None:
     assert stable_seed("row", 0, 1) == 450456236702902165
     assert stable_seed("a", 1) != stable_seed("a", 2)
+
+
+def test_logits_that_are_no_numbers_have_no_logprob() -> None:
+    for broken in (float("nan"), -float("nan")):
+        assert draw([[0.0, broken, 1.0]], 1.0, 1.0, [0.9]).logprobs.isnan().all()

@@ -10,7 +10,8 @@ import numpy as np
 from forethought.sampling.kernels import (
     as_float,
     compiled,
-    exponentials,
+    exponential,
+    in_order,
     put,
     rms_norm,
     store,
@@ -28,7 +29,7 @@ from forethought.sampling.vectors import (
 )
 
 _ZERO, _ONE = np.float32(0.0), np.float32(1.0)
-_BELOW_ALL, _SIGN, _UNSIGNED = np.int32(-(2**31)), np.int32(31), np.int32(0x7FFFFFFF)
+_BELOW_ALL = np.int32(-(2**31))
 
 
 def heads_together(num_heads: int, num_kv_heads: int) -> tuple[int, ...]:
@@ -118,7 +119,6 @@ def _attend(
     for r in range(start, stop):
         most = max(most, prompt_lengths[r] + own_lengths[r])
     scores = np.empty((len(together), most + LANES), np.float32)
-    powers = np.empty(most, np.float32)
     for r in range(start, stop):
         take(products, product_scales, r, row)
         _turn(heads, num_heads, kv_heads, norms, epsilon, cos[positions[r]], sin[positions[r]])
@@ -135,7 +135,7 @@ def _attend(
             score(together, queries, prompt_keys[layer, g, h], _blocks(first), scores, 0)
             score(together, queries, own_keys[layer, r, h], _blocks(count), scores, first)
             for i in range(len(together)):
-                _softmax(scores[i], first + count, powers)
+                _softmax(scores[i], first + count)
             sums[:] = _ZERO
             _weigh(together, scores, 0, prompt_values[layer, g, h], first, sums)
             _weigh(together, scores, first, own_values[layer, r, h], count, sums)
@@ -170,28 +170,20 @@ def _turn(
 
 
 @compiled
-def _softmax(x: Any, count: int, powers: Any) -> None:
-    """softmax of x[:count] in place; `powers` is scratch of that size."""
+def _softmax(x: Any, count: int) -> None:
+    """softmax of x[:count] in place."""
     bits = x.view(np.int32)
     top = _BELOW_ALL
     for t in range(count):  # floats as whole numbers in the same order: they compare as vectors
-        top = max(top, _in_order(bits[t]))
-    most = as_float(_in_order(top))
-    for t in range(count):
-        x[t] -= most
-    exponentials(x, count, powers)
+        top = max(top, in_order(bits[t]))
+    most = as_float(in_order(top))
     total = _ZERO
     for t in range(count):
+        x[t] = exponential(x[t] - most)
         total += x[t]
     share = _ONE / total
     for t in range(count):
         x[t] *= share
-
-
-@compiled
-def _in_order(bits: Any) -> Any:
-    """The bits of a float32 as an int32 in the order of the floats, and back."""
-    return np.int32(bits ^ ((bits >> _SIGN) & _UNSIGNED))
 
 
 @compiled

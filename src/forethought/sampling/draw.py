@@ -5,7 +5,9 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from functools import cache
+from importlib.util import find_spec
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -27,6 +29,7 @@ def row_uniforms(seed: int, sibling: int, count: int) -> Tensor:
 
 _LOWEST = 1e-6  # temperatures below draw as this one does
 _BLOCK = 256
+_WORTH_SHARING = 1 << 13  # logits among threads
 _TINY = 1e-38  # stands for a probability of 0, whose logarithm is not finite
 
 
@@ -75,6 +78,9 @@ def draw_tokens(
     of the distribution at the row's temperature before top_p cuts it; so are the confidences, each
     over the row's `num_top` likeliest tokens.
     """
+    kernel = _kernel() if logits.device.type == "cpu" else None
+    if kernel is not None and not kinds.any_top_p and not any(num_top):
+        return _draw_compiled(kernel, logits, temperature, uniforms)
     greedy = temperature == 0
     if kinds.is_tempered:
         # a temperature as good as 0 must not overflow
@@ -89,6 +95,26 @@ def draw_tokens(
             token_ids = torch.where(greedy, logits.argmax(dim=-1), token_ids)
     logprobs = weights.gather(1, token_ids[:, None])[:, 0].log()
     return Drawn(token_ids, logprobs, _confidences(weights, num_top) if any(num_top) else ())
+
+
+@cache
+def _kernel() -> Any:
+    """The compiled draw, None without numba, an extra."""
+    if find_spec("numba") is None:
+        return None
+    from forethought.sampling import draw_kernel
+
+    return draw_kernel.draw_rows
+
+
+def _draw_compiled(kernel: Any, logits: Tensor, temperature: Tensor, uniforms: Tensor) -> Drawn:
+    """The same in one pass over each row."""
+    token_ids, logprobs = torch.empty(len(logits), dtype=torch.int64), torch.empty(len(logits))
+    temperature = torch.where(temperature == 0, temperature, temperature.clamp(min=_LOWEST))
+    given = (logits.contiguous(), temperature, uniforms, token_ids, logprobs)
+    is_worth_sharing = logits.numel() > _WORTH_SHARING
+    kernel(torch.get_num_threads() if is_worth_sharing else 1, *(x.numpy() for x in given))
+    return Drawn(token_ids, logprobs)
 
 
 def _confidences(weights: Tensor, num_top: Sequence[int]) -> list[float]:

@@ -42,32 +42,31 @@ _C5, _C4, _C3 = np.float32(1.9875691500e-4), np.float32(1.3981999507e-3), np.flo
 _C2, _C1 = np.float32(4.1665795894e-2), np.float32(1.6666665459e-1)
 _LOWEST, _HIGHEST = np.float32(-87.0), np.float32(88.0)
 _BIAS, _MANTISSA = np.int32(127), np.int32(23)
-_UNSIGNED = np.int32(0x7FFFFFFF)
-
-
-@compiled
-def exponentials(x: Any, count: int, powers: Any) -> None:
-    """x[:count] becomes exp(x), to 2 units in the last place, within [-87, 88].
-
-    `powers` is scratch of that size: 2^k is written there bit by bit, which compiles to vector
-    instructions where a call of exp would not.
-    """
-    bits = powers.view(np.int32)
-    for i in range(count):
-        value = min(max(x[i], _LOWEST), _HIGHEST)
-        k = np.floor(value * _PER_LN2 + _HALF)  # math.floor's int64 has no vector instruction
-        bits[i] = (np.int32(k) + _BIAS) << _MANTISSA
-        x[i] = value - k * _LN2_HIGH - k * _LN2_LOW
-    for i in range(count):
-        r = x[i]
-        p = ((((_C5 * r + _C4) * r + _C3) * r + _C2) * r + _C1) * r + _HALF
-        x[i] = (p * r * r + r + _ONE) * powers[i]
+_SIGN, _UNSIGNED = np.int32(31), np.int32(0x7FFFFFFF)
 
 
 @compiled
 def as_float(bits: Any) -> Any:
     """The float32 of these bits, an int32."""
     return np.int32(bits).view(np.float32)
+
+
+@compiled
+def exponential(x: Any) -> Any:
+    """exp(x) to 2 units in the last place, within [-87, 88]. In a loop it runs in vector
+    instructions, where a call of exp would not: 2^k is written bit by bit."""
+    value = min(max(x, _LOWEST), _HIGHEST)
+    k = np.floor(value * _PER_LN2 + _HALF)  # math.floor's int64 has no vector instruction
+    r = value - k * _LN2_HIGH - k * _LN2_LOW
+    p = ((((_C5 * r + _C4) * r + _C3) * r + _C2) * r + _C1) * r + _HALF
+    return (p * r * r + r + _ONE) * as_float(np.int32(np.int32(k) + _BIAS) << _MANTISSA)
+
+
+@compiled
+def in_order(bits: Any) -> Any:
+    """The bits of a float32 as an int32 in the order of the floats, and back: whole numbers are
+    compared as vectors, where numbers that may be none are not."""
+    return np.int32(bits ^ ((bits >> _SIGN) & _UNSIGNED))
 
 
 @compiled
@@ -197,19 +196,12 @@ def _silu_gate(
     gate_up: Any, gate_up_scales: Any, out: Any, scales: Any, start: int, stop: int
 ) -> None:
     width = out.shape[1]
-    both, row, powers = (
-        np.empty(2 * width, np.float32),
-        np.empty(width, np.float32),
-        np.empty(width, np.float32),
-    )
+    both, row = np.empty(2 * width, np.float32), np.empty(width, np.float32)
     gate, up = both[:width], both[width:]
     for r in range(start, stop):
         take(gate_up, gate_up_scales, r, both)
         for i in range(width):
-            row[i] = -gate[i]
-        exponentials(row, width, powers)
-        for i in range(width):
-            row[i] = gate[i] * up[i] / (_ONE + row[i])
+            row[i] = gate[i] * up[i] / (_ONE + exponential(-gate[i]))
         put(row, out, scales, r)
 
 
