@@ -25,15 +25,14 @@ from forethought.sampling.cache import prefill
 from forethought.sampling.decoder import Decoder, has_lean_step
 from forethought.sampling.lean import LeanModel
 from forethought.sampling.products import (
-    CoarseInt8,
     Half,
     Int8,
     Packed,
     Plain,
     Product,
+    Tiled,
     Weights,
     can_multiply,
-    has_vnni,
     product_of,
 )
 from forethought.sampling.scaled import Scaled
@@ -117,18 +116,21 @@ def test_decoding_equals_the_full_forward_pass(
 @pytest.mark.parametrize(
     ("weights", "bound"), [("float16", 5e-3), ("bfloat16", 8e-2), ("int8", 0.3)]
 )
+@pytest.mark.parametrize("tiled", [True, False], ids=["tiled", "library"])
 @pytest.mark.parametrize("name", MODELS)
 @torch.inference_mode()
 def test_coarser_weights_stay_near_the_full_forward_pass(
-    name: str, weights: Weights, bound: float, monkeypatch: pytest.MonkeyPatch
+    name: str, tiled: bool, weights: Weights, bound: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if not can_multiply(weights):
         pytest.skip(f"no {weights} product here")
+    if not tiled:
+        monkeypatch.setattr(products, "_can_tile", lambda layers, form: False)
     monkeypatch.setattr(products, "_WORTH_PACKING", 0)
     model = build(name)
     lean = LeanModel.of(model, weights)
-    int8 = Int8 if has_vnni() else CoarseInt8
-    assert type(lean.head) is {"float16": Half, "bfloat16": Packed, "int8": int8}[weights]
+    library = {"float16": Half, "bfloat16": Packed, "int8": Int8}[weights]
+    assert type(lean.head) in ({library, Tiled} if tiled else {library})
     assert 1e-5 < walk(model, lean, 6) < bound
 
 
@@ -143,7 +145,7 @@ def test_layers_in_bfloat16_are_packed_in_it(
     x = torch.randn(5, 64)
     product = product_of(layers, "float32")
     wanted = torch.cat([layer(x.bfloat16()) for layer in layers], dim=1).float()
-    assert isinstance(product, Packed) and product.packed.dtype == torch.bfloat16
+    assert isinstance(product, Packed | Tiled) and product.takes == "bfloat16"
     assert torch.allclose(multiply(product, x), wanted, atol=2e-2, rtol=2e-2)
 
 

@@ -1,7 +1,8 @@
 """Matrix products of the lean decoding step: the model's own layers, or packed copies of them.
 
-A packed matrix stands in the order in which it will be read, in float32, float16, bfloat16 or int8;
-below `_WORTH_PACKING` weights the overhead of every call is more than that saves.
+A packed matrix stands in the order in which it will be read, in float32, float16, bfloat16 or int8,
+by a library or, on processors that have dot products of the last two, by `sampling/tiles.py`; below
+`_WORTH_PACKING` weights the overhead of every call is more than that saves.
 """
 
 from __future__ import annotations
@@ -10,8 +11,9 @@ import warnings
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import cache
-from typing import Any, Literal, Protocol
+from functools import cache, partial
+from importlib.util import find_spec
+from typing import Any, Literal, Protocol, cast
 
 import numpy as np
 import torch
@@ -23,6 +25,7 @@ from forethought.sampling.scaled import ZERO, Format, Scaled
 
 _WORTH_PACKING = 1 << 18
 _WORTH_SPLITTING = 1 << 22
+_WORTH_SHARING = 1 << 13  # words of weights among threads
 _TYPICAL_ROWS = 64  # what the packed order is chosen for; others work too
 
 
@@ -83,8 +86,12 @@ def _packing(
     match weights:
         case "float16":
             return Half.packing(pool, layers)
+        case "int8" if _can_tile(layers, "uint8"):
+            return partial(Tiled.of, layers, "uint8")
+        case "bfloat16" if _can_tile(layers, "bfloat16"):
+            return partial(Tiled.of, layers, "bfloat16")
         case "int8":
-            return (Int8 if has_vnni() else CoarseInt8).packing(pool, layers)
+            return Int8.packing(pool, layers)
         case _:
             return Packed.packing(layers, getattr(torch, weights))
 
@@ -161,15 +168,86 @@ def _pack_half(layers: Sequence[nn.Module], part: int, count: int) -> Any:
 
 
 @dataclass(frozen=True, slots=True)
-class Int8:
-    """The layers side by side in int8, packed by oneDNN for a processor with VNNI: one scale an
-    output channel, and one an input row, which the result keeps."""
+class Tiled:
+    """The layers side by side in int8 or bfloat16, for processors with dot products of those
+    (`sampling/tiles.py`). Int8 has one scale an output and one an input row, so that a row is the
+    same whoever else is in the batch."""
 
-    packed: Tensor
+    panels: NDArray[Any]  # (P, W, 64) words of 4 bytes
+    offsets: NDArray[np.int32]  # (P, 64), as are factors and biases
+    factors: NDArray[np.float32]
+    biases: NDArray[np.float32]
+    width: int  # outputs, of P * 64
+    takes: Format
+
+    @staticmethod
+    @torch.no_grad()
+    def of(layers: Sequence[nn.Module], form: Literal["uint8", "bfloat16"]) -> Tiled:
+        tiles = _tiles()
+        weight, bias = _side_by_side(layers)
+        (width, depth), kind = weight.shape, _word(form)
+        count = -(-width // tiles.PANEL)
+        words = depth // (4 if form == "uint8" else 2)
+        # by torch, whose memory begins where a register's does
+        panels = torch.empty(count, words, tiles.PANEL, dtype=torch.int32).numpy().view(kind)
+        offsets = np.empty((count, tiles.PANEL), np.int32)
+        factors, biases = np.empty(offsets.shape, np.float32), np.zeros(offsets.shape, np.float32)
+        tiles.pack(torch.get_num_threads(), weight.float().numpy(), panels, offsets, factors)
+        if bias is not None:
+            biases.flat[:width] = bias.float().numpy()
+        return Tiled(panels, offsets, factors, biases, width, form)
+
+    def __call__(self, x: Scaled) -> Scaled:
+        out = np.empty((len(x.scales), self.biases.size), np.float32)
+        _tiles().multiply(
+            torch.get_num_threads() if self.panels.size > _WORTH_SHARING else 1,
+            x.values.view(self.panels.dtype),
+            self.panels,
+            self.offsets,
+            self.factors,
+            self.biases,
+            x.scales,
+            out,
+        )
+        return Scaled.of(torch.from_numpy(out)[:, : self.width])
+
+
+def _word(form: Format) -> Any:
+    return np.int32 if form == "uint8" else np.uint32
+
+
+def _can_tile(layers: Sequence[nn.Module], form: Format) -> bool:
+    """Whether there are such tiles here, and the inputs of these layers fill whole words."""
+    if find_spec("numba") is None:
+        return False
+    has = _tiles().HAS_INT8 if form == "uint8" else _tiles().HAS_BFLOAT16
+    depths = [int(layer.weight.shape[1]) for layer in cast("Sequence[Any]", layers)]
+    return bool(has) and all(depth % 4 == 0 for depth in depths)
+
+
+@cache
+def _tiles() -> Any:
+    """numba is an extra."""
+    from forethought.sampling import tiles
+
+    return tiles
+
+
+# Weights keep 7 bits and activations 8: x86 processors without VNNI add two products of 8 bits into
+# 16 and would overflow with more.
+_WEIGHT_LEVELS, _INPUT_LEVELS = 63, 127
+
+
+@dataclass(frozen=True, slots=True)
+class Int8:
+    """The layers side by side in int8, packed by FBGEMM: one scale an output channel, one an input
+    row. Scaling every row by itself keeps its result apart from whoever else is in the batch.
+    """
+
+    packed: Any
     scales: Tensor  # (N,), of the weights
-    zeros: Tensor  # (N,)
     bias: Tensor | None
-    takes: Literal["uint8"] = "uint8"
+    takes: Literal["float32"] = "float32"
 
     @staticmethod
     def packing(pool: ThreadPoolExecutor, layers: Sequence[nn.Module]) -> Callable[[], Int8]:
@@ -178,85 +256,21 @@ class Int8:
     @staticmethod
     @torch.no_grad()
     def of(layers: Sequence[nn.Module]) -> Int8:
-        levels, scales, bias = _levels(layers, 127)
-        packed = torch.ops.onednn.qlinear_prepack(levels, None)
-        return Int8(packed, scales, torch.zeros(len(scales), dtype=torch.int64), bias)
-
-    def __call__(self, x: Scaled) -> Scaled:
-        y = _onednn_int8(x.tensor(), self.packed, self.scales, self.zeros)
-        return _with_bias(y, x.scales, self.bias)
-
-
-def _onednn_int8(x: Tensor, packed: Tensor, scales: Tensor, zeros: Tensor) -> Tensor:
-    product = torch.ops.onednn.qlinear_pointwise
-    y: Tensor = product(
-        x, 1.0, ZERO, packed, scales, zeros, None, 1.0, 0, torch.float32, "none", [], ""
-    )
-    return y
-
-
-def _with_bias(y: Tensor, scales: NDArray[np.float32], bias: Tensor | None) -> Scaled:
-    """y (n, N) times the scale of each row, plus the bias, which has none."""
-    if bias is None:
-        return Scaled(y.numpy(), scales)
-    return Scaled.of(y.mul_(torch.from_numpy(scales)[:, None]).add_(bias))
-
-
-# Without VNNI two products of 8 bits are added into 16 and would overflow with more levels.
-_WEIGHT_LEVELS, _INPUT_LEVELS = 63, 127
-
-
-@dataclass(frozen=True, slots=True)
-class CoarseInt8:
-    """The same with weights of 7 bits, packed by FBGEMM, for x86 processors without VNNI."""
-
-    packed: Any
-    scales: Tensor  # (N,), of the weights
-    bias: Tensor | None
-    takes: Literal["float32"] = "float32"
-
-    @staticmethod
-    def packing(pool: ThreadPoolExecutor, layers: Sequence[nn.Module]) -> Callable[[], CoarseInt8]:
-        return pool.submit(CoarseInt8.of, layers).result
-
-    @staticmethod
-    @torch.no_grad()
-    def of(layers: Sequence[nn.Module]) -> CoarseInt8:
         """One scale for the whole matrix in FBGEMM's eyes: with one a channel it would read them
         one by one, which takes as long as packing."""
-        levels, scales, bias = _levels(layers, _WEIGHT_LEVELS)
+        weight, bias = _side_by_side(layers)
+        levels, scales = torch.empty(weight.shape, dtype=torch.int8), torch.empty(len(weight))
+        _kernels().to_levels(weight.numpy(), _WEIGHT_LEVELS, levels.numpy(), scales.numpy())
         quantized = torch._make_per_tensor_quantized_tensor(levels, 1.0, 0)
-        return CoarseInt8(torch.ops.quantized.linear_prepack(quantized, None), scales, bias)
+        return Int8(torch.ops.quantized.linear_prepack(quantized, None), scales, bias)
 
     def __call__(self, x: Scaled) -> Scaled:
         scaled, scales = np.empty_like(x.values), np.empty_like(x.scales)
         _kernels().scale_rows(x.values, scaled, scales)
         product = torch.ops.quantized.linear_with_input_q_dq_qweight_dq_output_fp32
         y = product(torch.from_numpy(scaled), 1 / _INPUT_LEVELS, ZERO, self.packed)
-        return _with_bias(y.mul_(self.scales), scales, self.bias)
-
-
-def _levels(layers: Sequence[nn.Module], top: int) -> tuple[Tensor, Tensor, Tensor | None]:
-    """The weights (N, K) in whole numbers up to `top`, their scales (N,), and the bias."""
-    weight, bias = _side_by_side(layers)
-    levels, scales = torch.empty(weight.shape, dtype=torch.int8), torch.empty(len(weight))
-    _kernels().to_levels(weight.numpy(), top, levels.numpy(), scales.numpy())
-    return levels, scales, bias
-
-
-@cache
-def has_vnni() -> bool:
-    """Whether oneDNN adds products of 8 bits into 32 here: it is asked for a sum that 16 do not
-    hold."""
-    width = 64
-    weight = torch.full((1, width), 127, dtype=torch.int8)
-    x = torch.full((1, width), 255, dtype=torch.uint8)
-    try:
-        packed = torch.ops.onednn.qlinear_prepack(weight, None)
-        y = _onednn_int8(x, packed, torch.ones(1), torch.zeros(1, dtype=torch.int64))
-    except (RuntimeError, AttributeError, NotImplementedError, TypeError):
-        return False
-    return y.item() == (255 - ZERO) * 127 * width
+        y.mul_(self.scales).mul_(torch.from_numpy(scales)[:, None])
+        return Scaled.of(y if self.bias is None else y.add_(self.bias))
 
 
 @cache

@@ -1,0 +1,221 @@
+"""A matrix product for processors with AVX-512's dot products of int8 (VNNI) or bfloat16.
+
+A library's product costs tens of microseconds before it begins, packs slowly, and prepares itself
+anew for every number of rows; when a few rows decode, that is half of the time. One instruction
+multiplies 4 bytes of an input (4 numbers of 8 bits, or 2 in bfloat16) with those of 16 outputs and
+adds the results up. A tile is a few rows times 64 outputs, whose sums stay in registers while the
+inputs are gone through; weights stand in the order in which tiles read them.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from llvmlite import binding, ir
+from llvmlite.binding import get_host_cpu_features
+from numba import types
+from numba.core import cgutils
+from numba.extending import intrinsic, overload
+
+from forethought.sampling.kernels import compiled, largest
+from forethought.sampling.scaled import ZERO
+from forethought.sampling.team import share_out
+
+_FEATURES = get_host_cpu_features()
+# tiles of AMX, where a processor has it, are oneDNN's to use
+_CAN_DOT = hasattr(binding, "initialize_native_asmparser") and not _FEATURES.get("amx-tile")
+HAS_INT8 = _CAN_DOT and bool(_FEATURES.get("avx512vnni"))
+HAS_BFLOAT16 = _CAN_DOT and bool(_FEATURES.get("avx512bf16"))
+if HAS_INT8 or HAS_BFLOAT16:
+    binding.initialize_native_asmparser()
+
+PANEL = 64  # outputs of a tile
+_LANES = 16
+_ROWS = 6  # of a tile: 24 registers of sums, 4 of weights
+_TOP = np.float32(127)
+_INT, _INT32 = ir.IntType(64), ir.IntType(32)
+_WORDS, _FLOATS = ir.VectorType(_INT32, _LANES), ir.VectorType(ir.FloatType(), _LANES)
+_ZEROS = ir.Constant(_WORDS, [0] * _LANES)
+
+
+@intrinsic  # type: ignore[untyped-decorator]
+def _tile(
+    typing: Any,
+    rows: Any,
+    inputs: Any,
+    first: Any,
+    panel: Any,
+    offsets: Any,
+    factors: Any,
+    biases: Any,
+    scales: Any,
+    out: Any,
+    column: Any,
+) -> Any:
+    """out[r, column:][:PANEL] = (dot of row r with the panel - offsets) * factors * scales[r] +
+    biases, for as many rows from `first` on as `rows` is long.
+
+    inputs: (n, W) words of 4 bytes, as int32 where they are bytes, as uint32 where bfloat16; panel:
+    (W, PANEL) such words; offsets int32, factors, biases: (PANEL,); scales: (n,); out: (n, N).
+    """
+    count = len(rows)
+    is_bytes = inputs.dtype == types.int32
+    signature = types.void(
+        rows, inputs, first, panel, offsets, factors, biases, scales, out, column
+    )
+
+    def body(context: Any, b: Any, signature: Any, values: Any) -> Any:
+        arrays = {
+            i: context.make_array(signature.args[i])(context, b, values[i])
+            for i in (1, 3, 4, 5, 6, 7, 8)
+        }
+        first, column = values[2], values[9]
+        numbers = [b.add(first, _INT(r)) for r in range(count)]
+        input_rows = [_row(b, arrays[1], r) for r in numbers]
+        num_words = cgutils.unpack_tuple(b, arrays[1].shape)[1]
+        sums = [[cgutils.alloca_once(b, _WORDS) for _ in range(4)] for _ in rows]
+        for total in (total for totals in sums for total in totals):
+            b.store(_ZEROS, total)
+        with cgutils.for_range(b, num_words) as loop:
+            words = _row(b, arrays[3], loop.index)
+            weights = [_load(b, words, v, _WORDS) for v in range(4)]
+            for row, totals in zip(input_rows, sums, strict=True):
+                given = _spread(b, b.load(b.gep(row, [loop.index])), _WORDS)
+                for weight, total in zip(weights, totals, strict=True):
+                    b.store(_dot(b, b.load(total), given, weight, is_bytes), total)
+        for r, totals in zip(numbers, sums, strict=True):
+            scale = _spread(b, b.load(b.gep(arrays[7].data, [r])), _FLOATS)
+            place = b.gep(_row(b, arrays[8], r), [column])
+            for v, total in enumerate(totals):
+                y = b.load(total)
+                if is_bytes:
+                    y = b.sitofp(b.sub(y, _load(b, arrays[4].data, v, _WORDS)), _FLOATS)
+                else:
+                    y = b.bitcast(y, _FLOATS)
+                factor = b.fmul(_load(b, arrays[5].data, v, _FLOATS), scale)
+                y = b.fadd(b.fmul(y, factor), _load(b, arrays[6].data, v, _FLOATS))
+                at = b.bitcast(b.gep(place, [_INT(v * _LANES)]), _FLOATS.as_pointer())
+                b.store(y, at, align=4)
+        return context.get_dummy_value()
+
+    return signature, body
+
+
+def _dot(b: Any, total: Any, given: Any, weight: Any, is_bytes: bool) -> Any:
+    """total + the dot products of 4 bytes each: unsigned times signed ones, or bfloat16."""
+    instruction = "vpdpbusd" if is_bytes else "vdpbf16ps"
+    kind = ir.FunctionType(_WORDS, [_WORDS] * 3)
+    operands = [given, weight, total]
+    return b.asm(kind, f"{instruction} $2, $1, $0", "=v,v,v,0", operands, False)
+
+
+def _row(b: Any, array: Any, index: Any) -> Any:
+    offset = b.mul(cgutils.unpack_tuple(b, array.strides)[0], index)
+    return b.inttoptr(b.add(b.ptrtoint(array.data, _INT), offset), array.data.type)
+
+
+def _load(b: Any, place: Any, vector: int, kind: Any) -> Any:
+    at = b.gep(place, [_INT(vector * _LANES)])
+    return b.load(b.bitcast(at, kind.as_pointer()), align=4)
+
+
+def _spread(b: Any, number: Any, kind: Any) -> Any:
+    nothing = ir.Constant(kind, ir.Undefined)
+    first = b.insert_element(nothing, number, _INT32(0))
+    return b.shuffle_vector(first, nothing, _ZEROS)
+
+
+@compiled
+def multiply(
+    num_threads: int,
+    inputs: Any,
+    panels: Any,
+    offsets: Any,
+    factors: Any,
+    biases: Any,
+    scales: Any,
+    out: Any,
+) -> None:
+    """The product of inputs (n, W) with panels (P, W, PANEL), into out (n, P * PANEL); offsets,
+    factors and biases are (P, PANEL). See `_tile`."""
+    arguments = (inputs, panels, offsets, factors, biases, scales, out)
+    share_out(_multiply, arguments, len(panels), num_threads)
+
+
+@compiled
+def _multiply(
+    inputs: Any,
+    panels: Any,
+    offsets: Any,
+    factors: Any,
+    biases: Any,
+    scales: Any,
+    out: Any,
+    start: int,
+    stop: int,
+) -> None:
+    for p in range(start, stop):
+        w, o, f, b, c = panels[p], offsets[p], factors[p], biases[p], p * PANEL
+        r, n = 0, len(inputs)
+        while n - r >= _ROWS:
+            _tile((0, 0, 0, 0, 0, 0), inputs, r, w, o, f, b, scales, out, c)
+            r += _ROWS
+        if n - r == 5:
+            _tile((0, 0, 0, 0, 0), inputs, r, w, o, f, b, scales, out, c)
+        elif n - r == 4:
+            _tile((0, 0, 0, 0), inputs, r, w, o, f, b, scales, out, c)
+        elif n - r == 3:
+            _tile((0, 0, 0), inputs, r, w, o, f, b, scales, out, c)
+        elif n - r == 2:
+            _tile((0, 0), inputs, r, w, o, f, b, scales, out, c)
+        elif n - r == 1:
+            _tile((0,), inputs, r, w, o, f, b, scales, out, c)
+
+
+@compiled
+def pack(num_threads: int, weight: Any, panels: Any, offsets: Any, factors: Any) -> None:
+    """weight (N, K) into panels (P, W, PANEL), int32 for int8 and uint32 for bfloat16, beside what
+    an output is to be lessened by and multiplied with, (P, PANEL). Outputs beyond N are 0."""
+    share_out(_pack, (weight, panels, offsets, factors), len(panels), num_threads)
+
+
+@compiled
+def _pack(weight: Any, panels: Any, offsets: Any, factors: Any, start: int, stop: int) -> None:
+    for p in range(start, stop):
+        for c in range(PANEL):
+            if p * PANEL + c < len(weight):
+                _fill(weight[p * PANEL + c], panels, offsets, factors, p, c)
+            else:
+                panels[p, :, c] = 0
+                offsets[p, c], factors[p, c] = 0, 0
+
+
+def _fill(row: Any, panels: Any, offsets: Any, factors: Any, p: int, c: int) -> None:
+    """One output's weights (K,) into column c of panel p."""
+
+
+@overload(_fill)  # type: ignore[untyped-decorator]
+def _fill_as(row: Any, panels: Any, offsets: Any, factors: Any, p: Any, c: Any) -> Any:
+    def levels(row: Any, panels: Any, offsets: Any, factors: Any, p: Any, c: Any) -> Any:
+        top = largest(row)
+        factor, total = _TOP / top, np.int32(0)
+        for k in range(panels.shape[1]):
+            word = np.int32(0)
+            for i in range(4):
+                level = np.int32(np.rint(row[4 * k + i] * factor))
+                total += level
+                word |= (level & 0xFF) << (8 * i)
+            panels[p, k, c] = np.int32(word)
+        offsets[p, c], factors[p, c] = ZERO * total, top / _TOP
+
+    def halves(row: Any, panels: Any, offsets: Any, factors: Any, p: Any, c: Any) -> Any:
+        bits = row.view(np.uint32)
+        for k in range(panels.shape[1]):
+            low, high = bits[2 * k], bits[2 * k + 1]
+            low = (low + 0x7FFF + ((low >> 16) & 1)) >> 16
+            high = (high + 0x7FFF + ((high >> 16) & 1)) >> 16
+            panels[p, k, c] = np.uint32(low | (high << 16))
+        offsets[p, c], factors[p, c] = 0, 1
+
+    return levels if panels.dtype == types.int32 else halves
