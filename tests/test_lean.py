@@ -72,13 +72,14 @@ def multiply(product: Product, x: torch.Tensor) -> torch.Tensor:
     return product(Scaled.in_format(x, product.takes)).floats()
 
 
-def walk(model: Any, lean: LeanModel, steps: int) -> float:
+def walk(model: Any, lean: LeanModel, steps: int, *, reads: bool = False) -> float:
     """The largest difference from full forward passes while rows of three prompts decode, one row
     leaves and a prompt's last row leaves."""
     prompts = [(5, 7, 9), (11, 4, 8, 6, 3), (21,)]
     rows = [list(prompts[p]) for p in (1, 0, 0, 2, 1, 0)]
     cache = SharedCache(model, len(rows), 5, steps + 2, lean.cache_form)
-    ready = dict(zip(prompts, prefill(model, prompts), strict=True))
+    found = lean.prefill(prompts) if reads else prefill(model, prompts)
+    ready = dict(zip(prompts, found, strict=True))
     for r, row in enumerate(rows):
         cache.join(r, tuple(row), ready[tuple(row)])
     worst = 0.0
@@ -111,6 +112,7 @@ def test_decoding_equals_the_full_forward_pass(
     lean = LeanModel.of(model)
     assert type(lean.head) is (Packed if packed else Plain)
     assert walk(model, lean, 6) < 1e-4
+    assert walk(model, lean, 6, reads=True) < 1e-4
 
 
 @pytest.mark.parametrize(
@@ -132,6 +134,16 @@ def test_coarser_weights_stay_near_the_full_forward_pass(
     library = {"float16": Half, "bfloat16": Packed, "int8": Int8}[weights]
     assert type(lean.head) in ({library, Tiled} if tiled else {library})
     assert 1e-5 < walk(model, lean, 6) < bound
+    assert 1e-5 < walk(model, lean, 6, reads=True) < bound
+
+
+@torch.inference_mode()
+def test_the_lean_step_reads_prompts_as_the_model_does() -> None:
+    model = build("qwen3")
+    prompts = [(5, 7, 9), tuple(range(10, 60)), (21,)]
+    for read, prompt in zip(LeanModel.of(model).prefill(prompts), prompts, strict=True):
+        wanted = model(torch.tensor([prompt])).logits[0, -1]
+        assert torch.allclose(read.logits, wanted, atol=1e-4)
 
 
 @pytest.mark.skipif(not can_multiply("bfloat16"), reason="no bfloat16 product here")

@@ -1,4 +1,4 @@
-"""Attention of one query a row, over the prompt it shares and what it has sampled itself."""
+"""Attention of one query a row, over the prompt it shares and what stands in its own seat."""
 
 from __future__ import annotations
 
@@ -39,9 +39,8 @@ def heads_together(num_heads: int, num_kv_heads: int) -> tuple[int, ...]:
 
 
 @compiled
-def attend(
+def turn_and_store(
     num_threads: int,
-    together: Any,
     products: Any,
     product_scales: Any,
     norms: Any,
@@ -49,25 +48,21 @@ def attend(
     cos: Any,
     sin: Any,
     positions: Any,
-    prompts: Any,
     own: Any,
     layer: int,
-    groups: Any,
-    prompt_lengths: Any,
+    seats: Any,
     own_lengths: Any,
-    out: Any,
-    scales: Any,
+    queries: Any,
 ) -> None:
-    """Turn queries and keys, put the new keys and values into the cache, and attend.
+    """Turn queries and keys, and put every row's key and value into its seat's last column.
 
-    products: (n, (query heads + 2 * kv_heads) * head_dim), queries, keys and values; norms:
+    products: (n, (query heads + 2 * kv_heads) * head_dim or more), queries, keys and values; norms:
     (0 or 2, head_dim), RMSNorm's weights of queries and keys; cos, sin: (all positions, head_dim);
-    prompts and own: keys (layers, groups or rows, kv_heads, blocks, head_dim, LANES) and values
-    (layers, groups or rows, kv_heads, columns, head_dim or more); positions, groups,
-    prompt_lengths, own_lengths: (n,), this token counted; out: (n, query heads * head_dim).
+    own: keys (layers, seats, kv_heads, blocks, head_dim, LANES) and values (layers, seats,
+    kv_heads, columns, head_dim or more); positions, seats, own_lengths: (n,), this token counted;
+    queries: (n, query heads, head_dim).
     """
     arguments = (
-        together,
         products,
         product_scales,
         norms,
@@ -75,21 +70,17 @@ def attend(
         cos,
         sin,
         positions,
-        prompts,
         own,
         layer,
-        groups,
-        prompt_lengths,
+        seats,
         own_lengths,
-        out,
-        scales,
+        queries,
     )
-    share_out(_attend, arguments, len(groups), num_threads)
+    share_out(_turn_and_store, arguments, len(queries), num_threads)
 
 
 @compiled
-def _attend(
-    together: Any,
+def _turn_and_store(
     products: Any,
     product_scales: Any,
     norms: Any,
@@ -97,11 +88,75 @@ def _attend(
     cos: Any,
     sin: Any,
     positions: Any,
+    own: Any,
+    layer: int,
+    seats: Any,
+    own_lengths: Any,
+    queries: Any,
+    start: int,
+    stop: int,
+) -> None:
+    keys, values = own
+    kv_heads, (num_heads, size) = keys.shape[2], queries.shape[1:]
+    row = np.empty((num_heads + 2 * kv_heads) * size, np.float32)
+    heads = row.reshape(-1, size)
+    for r in range(start, stop):
+        take(products, product_scales, r, row)
+        _turn(heads, num_heads, kv_heads, norms, epsilon, cos[positions[r]], sin[positions[r]])
+        queries[r] = heads[:num_heads]
+        seat, column = seats[r], own_lengths[r] - 1
+        for h in range(kv_heads):
+            key, value = heads[num_heads + h], heads[num_heads + kv_heads + h]
+            store(key, keys[layer, seat, h, column // LANES, :, column % LANES])
+            store(value, values[layer, seat, h, column])
+
+
+@compiled
+def attend(
+    num_threads: int,
+    together: Any,
+    queries: Any,
     prompts: Any,
     own: Any,
     layer: int,
     groups: Any,
     prompt_lengths: Any,
+    seats: Any,
+    own_lengths: Any,
+    out: Any,
+    scales: Any,
+) -> None:
+    """What the queries find in their prompt and their seat, as far as they see.
+
+    queries: (n, query heads, head_dim), turned; prompts: as own above, by groups; groups, seats,
+    prompt_lengths, own_lengths: (n,); out: (n, query heads * head_dim), in any format.
+    """
+    arguments = (
+        together,
+        queries,
+        prompts,
+        own,
+        layer,
+        groups,
+        prompt_lengths,
+        seats,
+        own_lengths,
+        out,
+        scales,
+    )
+    share_out(_attend, arguments, len(queries), num_threads)
+
+
+@compiled
+def _attend(
+    together: Any,
+    queries: Any,
+    prompts: Any,
+    own: Any,
+    layer: int,
+    groups: Any,
+    prompt_lengths: Any,
+    seats: Any,
     own_lengths: Any,
     out: Any,
     scales: Any,
@@ -110,38 +165,29 @@ def _attend(
 ) -> None:
     prompt_keys, prompt_values = prompts
     own_keys, own_values = own
-    kv_heads, size = own_keys.shape[2], own_keys.shape[4]
-    row = np.empty(products.shape[1], np.float32)
-    heads = row.reshape(-1, size)
-    num_heads = len(heads) - 2 * kv_heads
+    num_heads, size = queries.shape[1:]
+    repeats = num_heads // own_keys.shape[2]
+    row = np.empty(num_heads * size, np.float32)
     found = np.empty((num_heads, own_values.shape[4]), np.float32)
     most = np.int64(0)
     for r in range(start, stop):
         most = max(most, prompt_lengths[r] + own_lengths[r])
     scores = np.empty((len(together), most + LANES), np.float32)
     for r in range(start, stop):
-        take(products, product_scales, r, row)
-        _turn(heads, num_heads, kv_heads, norms, epsilon, cos[positions[r]], sin[positions[r]])
-        g, first, count = groups[r], prompt_lengths[r], own_lengths[r]
-        last = count - 1
-        for h in range(kv_heads):
-            key, value = heads[num_heads + h], heads[num_heads + kv_heads + h]
-            store(key, own_keys[layer, r, h, last // LANES, :, last % LANES])
-            store(value, own_values[layer, r, h, last])
-        repeats = num_heads // kv_heads
+        g, first, s, count = groups[r], prompt_lengths[r], seats[r], own_lengths[r]
         for j in range(0, num_heads, len(together)):
             h = j // repeats
-            queries, sums = heads[j : j + len(together)], found[j : j + len(together)]
-            score(together, queries, prompt_keys[layer, g, h], _blocks(first), scores, 0)
-            score(together, queries, own_keys[layer, r, h], _blocks(count), scores, first)
+            asking, sums = queries[r, j : j + len(together)], found[j : j + len(together)]
+            score(together, asking, prompt_keys[layer, g, h], _blocks(first), scores, 0)
+            score(together, asking, own_keys[layer, s, h], _blocks(count), scores, first)
             for i in range(len(together)):
                 _softmax(scores[i], first + count)
             sums[:] = _ZERO
             _weigh(together, scores, 0, prompt_values[layer, g, h], first, sums)
-            _weigh(together, scores, first, own_values[layer, r, h], count, sums)
+            _weigh(together, scores, first, own_values[layer, s, h], count, sums)
         for j in range(num_heads):
             row[j * size : (j + 1) * size] = found[j, :size]
-        put(row[: num_heads * size], out, scales, r)
+        put(row, out, scales, r)
 
 
 @compiled

@@ -19,7 +19,8 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from forethought.machine import describe_machine
-from forethought.sampling.cache import SlotCache, decode, row_bytes
+from forethought.models.precision import compute_in
+from forethought.sampling.cache import Prefill, SlotCache, decode, prefill, row_bytes
 from forethought.sampling.fused import FusedModel, Kernels, can_fuse, try_kernels
 from forethought.sampling.products import Weights
 from forethought.sampling.rows import Row
@@ -27,7 +28,7 @@ from forethought.sampling.stretch import Stretch, Stretches
 
 if TYPE_CHECKING:
     from forethought.sampling.lean import LeanModel
-    from forethought.sampling.shared_cache import SharedCache
+    from forethought.sampling.shared_cache import Prompt, Read, SharedCache
 
 logger = logging.getLogger("forethought")
 
@@ -87,6 +88,14 @@ class Decoder:
 
             weights = self._weights if _can_afford_copies(self._model) else None
             self._lean, self._packed_of = LeanModel.of(self._model, weights), versions
+
+    def prefill(self, prompts: Sequence[Prompt], dtype: torch.dtype) -> Sequence[Prefill | Read]:
+        """Read the prompts; where the model's own forward pass does it, under autocast to
+        `dtype`."""
+        if self._lean is not None and self._lean.reads:
+            return self._lean.prefill(prompts)
+        with compute_in(str(self._model.device), dtype):
+            return prefill(self._model, prompts)
 
     def step(
         self, cache: SlotCache | SharedCache, token_ids: Sequence[int], lengths: Sequence[int]

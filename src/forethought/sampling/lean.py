@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -19,10 +19,10 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from forethought.sampling import kernels
-from forethought.sampling.attention import attend, heads_together
-from forethought.sampling.products import Product, Weights, products_of
+from forethought.sampling.attention import attend, heads_together, turn_and_store
+from forethought.sampling.products import Product, Tiled, Weights, products_of
 from forethought.sampling.scaled import Scaled
-from forethought.sampling.shared_cache import Indices, SharedCache
+from forethought.sampling.shared_cache import Form, Indices, Prompt, Read, SharedCache, Table
 from forethought.sampling.stacks import NUM_STACKS, stacks_of
 
 Floats = NDArray[np.float32]
@@ -59,16 +59,23 @@ class Block:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Step:
-    """What all layers of one decoding step share."""
+    """What all layers of one pass share. Row r is one token; it sees the prompt of its group and,
+    in its seat, as many tokens as `own_lengths` says, itself the last. All indices (n,)."""
 
-    cache: SharedCache
+    prompts: Table
+    own: Table
     cos: Floats  # (positions, head_dim)
     sin: Floats
-    positions: Indices  # (n,)
-    groups: Indices  # (n,)
-    prompt_lengths: Indices  # (n,)
-    own_lengths: Indices  # (n,), the new token counted
-    num_tokens: int  # that all rows attend to together
+    positions: Indices
+    groups: Indices
+    prompt_lengths: Indices
+    seats: Indices
+    own_lengths: Indices
+
+    @property
+    def num_seen(self) -> int:
+        """Tokens that all rows see together."""
+        return int((self.prompt_lengths + self.own_lengths).sum())
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -81,9 +88,9 @@ class LeanModel:
     norm: Norm
     head: Product
     together: tuple[int, ...]  # see `heads_together`
-    attended_width: int
+    num_heads: int
     mlp_width: int
-    cache_form: Literal["float32", "bfloat16"]
+    cache_form: Form
     rotations: dict[int, tuple[Floats, Floats]]  # tables by number of positions
 
     @staticmethod
@@ -104,7 +111,7 @@ class LeanModel:
             norm=Norm.of(base.norm),
             head=head,
             together=heads_together(num_heads, int(caller.config.num_key_value_heads)),
-            attended_width=num_heads * int(base.layers[0].self_attn.head_dim),
+            num_heads=num_heads,
             mlp_width=int(caller.config.intermediate_size),
             cache_form="bfloat16" if weights in ("bfloat16", "int8") else "float32",
             rotations={},
@@ -115,31 +122,66 @@ class LeanModel:
         self, cache: SharedCache, token_ids: Sequence[int], lengths: Sequence[int]
     ) -> Tensor:
         """Feed one token a live row, which stands at position lengths[r]: logits (n, V)."""
-        base: Any = self.model.base_model
-        step = self._step(cache, lengths)
-        more = Scaled.of(base.embed_tokens(torch.tensor(token_ids)).float())  # (n, D)
-        hidden = np.zeros_like(more.values)
-        for layer, block in enumerate(self.blocks):
-            x = _add_and_norm(hidden, more, block.attention_norm, block.heads)
-            attended = self._attend(block, layer, block.heads(x), step)
-            more = block.output(attended)
-            x = _add_and_norm(hidden, more, block.mlp_norm, block.gate_up)
-            more = block.down(self._gate(block.gate_up(x), block.down))
-        return self.head(_add_and_norm(hidden, more, self.norm, self.head)).floats()
-
-    def _step(self, cache: SharedCache, lengths: Sequence[int]) -> Step:
         groups, prompt_lengths, own_lengths = cache.seats(lengths)
         cos, sin = self._rotation(cache.max_columns)
-        return Step(
-            cache=cache,
+        step = Step(
+            prompts=cache.prompts,
+            own=cache.own,
             cos=cos,
             sin=sin,
             positions=np.array(lengths, dtype=np.int64),
             groups=groups,
             prompt_lengths=prompt_lengths,
+            seats=np.arange(len(lengths)),
             own_lengths=own_lengths,
-            num_tokens=sum(lengths) + len(lengths),
         )
+        return self._logits(*self._through(token_ids, step))
+
+    @property
+    def reads(self) -> bool:
+        """Whether prompts are read faster here than by the model's own forward pass: where most of
+        the time is our own products'."""
+        return isinstance(self.head, Tiled)
+
+    @torch.inference_mode()
+    def prefill(self, prompts: Sequence[Prompt]) -> list[Read]:
+        """Read the prompts, all of their tokens at once: a token is a row that sees those before it
+        in the prompt's seat."""
+        counts = np.array([len(prompt) for prompt in prompts])
+        table = Table.room(self.model, len(prompts), int(counts.max()), self.cache_form)
+        positions = np.concatenate([np.arange(count) for count in counts])
+        none = np.zeros_like(positions)
+        cos, sin = self._rotation(int(counts.max()))
+        step = Step(
+            prompts=table,
+            own=table,
+            cos=cos,
+            sin=sin,
+            positions=positions,
+            groups=none,
+            prompt_lengths=none,
+            seats=np.repeat(np.arange(len(prompts)), counts),
+            own_lengths=positions + 1,
+        )
+        hidden, more = self._through([token for prompt in prompts for token in prompt], step)
+        ends = counts.cumsum() - 1
+        logits = self._logits(hidden[ends], Scaled(more.values[ends], more.scales[ends]))
+        return [Read(row, table, place) for place, row in enumerate(logits)]
+
+    def _through(self, token_ids: Sequence[int], step: Step) -> tuple[Floats, Scaled]:
+        """All layers: the hidden states (n, D), and what the last layer adds to them."""
+        base: Any = self.model.base_model
+        more = Scaled.of(base.embed_tokens(torch.tensor(token_ids)).float())  # (n, D)
+        hidden = np.zeros_like(more.values)
+        for layer, block in enumerate(self.blocks):
+            x = _add_and_norm(hidden, more, block.attention_norm, block.heads)
+            more = block.output(self._attend(block, layer, block.heads(x), step))
+            x = _add_and_norm(hidden, more, block.mlp_norm, block.gate_up)
+            more = block.down(self._gate(block.gate_up(x), block.down))
+        return hidden, more
+
+    def _logits(self, hidden: Floats, more: Scaled) -> Tensor:
+        return self.head(_add_and_norm(hidden, more, self.norm, self.head)).floats()
 
     def _rotation(self, count: int) -> tuple[Floats, Floats]:
         """Cosines and sines (count, head_dim) of the rotary position embedding."""
@@ -151,10 +193,10 @@ class LeanModel:
         return self.rotations[count]
 
     def _attend(self, block: Block, layer: int, heads: Scaled, step: Step) -> Scaled:
-        out = Scaled.room(len(heads.scales), self.attended_width, block.output.takes)
-        attend(
-            _num_threads(step.num_tokens * self.attended_width),
-            self.together,
+        rows, own, size = len(heads.scales), tuple(step.own), step.cos.shape[1]
+        queries = np.empty((rows, self.num_heads, size), np.float32)
+        turn_and_store(
+            _num_threads(heads.values.size),
             heads.values,
             heads.scales,
             block.norms,
@@ -162,11 +204,23 @@ class LeanModel:
             step.cos,
             step.sin,
             step.positions,
-            tuple(step.cache.prompts),
-            tuple(step.cache.own),
+            own,
+            layer,
+            step.seats,
+            step.own_lengths,
+            queries,
+        )
+        out = Scaled.room(rows, self.num_heads * size, block.output.takes)
+        attend(
+            _num_threads(step.num_seen * self.num_heads * size),
+            self.together,
+            queries,
+            tuple(step.prompts),
+            own,
             layer,
             step.groups,
             step.prompt_lengths,
+            step.seats,
             step.own_lengths,
             out.values,
             out.scales,

@@ -13,7 +13,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from itertools import chain
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -22,13 +22,11 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from forethought.errors import BrokenModel
 from forethought.models.load import context_of
 from forethought.models.lora import plain_parameters
-from forethought.models.precision import compute_in
 from forethought.models.threads import fit_threads
 from forethought.sampling.admission import Limits, admit
 from forethought.sampling.cache import (
     Prefill,
     SlotCache,
-    prefill,
     require_supported,
     sliding_window,
 )
@@ -38,7 +36,6 @@ from forethought.sampling.pieces import OnPiece, Pieces
 from forethought.sampling.products import Weights
 from forethought.sampling.prompts import encode_prompt
 from forethought.sampling.rows import Batch, Prompt, Row
-from forethought.sampling.shared_cache import SharedCache
 from forethought.sampling.stopping import StopChecker, text_before
 from forethought.sampling.stretch import Stretch
 from forethought.types import (
@@ -48,14 +45,17 @@ from forethought.types import (
     Request,
 )
 
+if TYPE_CHECKING:  # needs numba, an extra
+    from forethought.sampling.shared_cache import Read, SharedCache
+
 Finished = Callable[[int, Completion], None]
 
 
 class LocalEngine:
     """Samples from `model` in eval mode. `max_rows` rows decode at once, memory permitting.
 
-    `weights` is the format of packed matrices, where the model has a lean step. Prompts are read
-    under autocast to `prefill_dtype`; float32 is the model's own format.
+    `weights` is the format of packed matrices, where the model has a lean step. What prompts the
+    model itself reads it reads under autocast to `prefill_dtype`; float32 is its own format.
 
     An engine belongs to one model; its weights, dtype and device may change between calls. A
     completion that would outgrow the model's context ends at its edge, by length. Raises
@@ -214,8 +214,9 @@ class LocalEngine:
         coming = [batch.waiting.popleft() for _ in range(count)]
         missing = {row.prompt_ids for row in coming} - batch.ready.keys()
         self._prefill(sorted(missing, key=len), batch.ready)
+        cache: Any = batch.cache  # whose kind what was read is of
         for slot, row in enumerate(coming, start=first):
-            batch.cache.join(slot, row.prompt_ids, batch.ready[row.prompt_ids])
+            cache.join(slot, row.prompt_ids, batch.ready[row.prompt_ids])
             sibling = row.params.first_sibling + row.sibling
             row.uniforms = row_uniforms(row.params.seed, sibling, row.max_tokens).tolist()
             row.started = batch.share_seconds
@@ -227,7 +228,7 @@ class LocalEngine:
         batch.spend(began)
         return range(first, first + count)
 
-    def _prefill(self, prompts: Sequence[Prompt], ready: dict[Prompt, Prefill]) -> None:
+    def _prefill(self, prompts: Sequence[Prompt], ready: dict[Prompt, Prefill | Read]) -> None:
         """Run each distinct prompt once, in right-padded batches of similar length."""
         start = 0
         while start < len(prompts):
@@ -237,8 +238,8 @@ class LocalEngine:
             ):
                 end += 1
             lot = prompts[start:end]
-            with compute_in(str(self.model.device), self._prefill_dtype):
-                ready.update(zip(lot, prefill(self.model, lot), strict=True))
+            found = self._decoder.prefill(lot, self._prefill_dtype)
+            ready.update(zip(lot, found, strict=True))
             start = end
 
     def _draw(self, logits: Tensor, rows: Sequence[Row]) -> None:

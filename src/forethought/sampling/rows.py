@@ -7,12 +7,15 @@ from bisect import bisect_left
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 from forethought.grading.answers import THINK_CLOSE, THINK_OPEN
 from forethought.sampling.cache import Prefill, SlotCache
 from forethought.sampling.pieces import Pieces
-from forethought.sampling.shared_cache import SharedCache
 from forethought.types import Completion, FinishReason, SamplingParams, Usage
+
+if TYPE_CHECKING:  # needs numba, an extra
+    from forethought.sampling.shared_cache import Read, SharedCache
 
 Prompt = tuple[int, ...]
 Decode = Callable[[Sequence[int]], str]
@@ -105,7 +108,7 @@ class Batch:
     cache: SlotCache | SharedCache
     waiting: deque[Row]
     live: list[Row] = field(default_factory=list)
-    ready: dict[Prompt, Prefill] = field(default_factory=dict)
+    ready: dict[Prompt, Prefill | Read] = field(default_factory=dict)
     # Engine time, each moment split evenly among the rows then live: what one row that was live
     # all along would have used. So the seconds of all completions add up to the call's.
     share_seconds: float = 0.0

@@ -8,6 +8,8 @@ last live row moves into its place.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
 from typing import Literal, NamedTuple
 
 import numpy as np
@@ -22,6 +24,7 @@ from forethought.sampling.vectors import LANES
 Prompt = tuple[int, ...]
 Numbers = NDArray[np.float32] | NDArray[np.uint16]  # of bfloat16, the upper half of a float32
 Indices = NDArray[np.int64]
+Form = Literal["float32", "bfloat16"]
 _FIRST_GROUPS = 8  # room for so many at first; it doubles when they are full
 
 
@@ -32,11 +35,23 @@ class Table(NamedTuple):
     keys: Numbers
     values: Numbers
 
-    def copy(self, source: int, target: int, length: int) -> None:
-        """The first `length` tokens of one place to another."""
+    @staticmethod
+    def room(model: PreTrainedModel, count: int, columns: int, form: Form) -> Table:
+        """For `count` sequences, not filled in yet; by torch, whose memory begins where a
+        register's does."""
+        layers, kv_heads, head_dim = cache_shape(model)
+        dtype = torch.float32 if form == "float32" else torch.uint16
+        columns = round_up(columns)
+        shapes = (columns // LANES, head_dim, LANES), (columns, _whole(head_dim, LANES))
+        return Table(
+            *(torch.empty(layers, count, kv_heads, *s, dtype=dtype).numpy() for s in shapes)
+        )
+
+    def copy(self, origin: Table, source: int, target: int, length: int) -> None:
+        """The first `length` tokens of one place in `origin` to one here."""
         blocks = _whole(length, LANES) // LANES
-        self.keys[:, target, :, :blocks] = self.keys[:, source, :, :blocks]
-        self.values[:, target, :, :length] = self.values[:, source, :, :length]
+        self.keys[:, target, :, :blocks] = origin.keys[:, source, :, :blocks]
+        self.values[:, target, :, :length] = origin.values[:, source, :, :length]
 
     def fill(self, layer: int, place: int, keys: Tensor, values: Tensor) -> None:
         """keys, values: (kv_heads, P, head_dim)."""
@@ -54,6 +69,16 @@ class Table(NamedTuple):
         return numbers.float().numpy()
 
 
+@dataclass(frozen=True, slots=True)
+class Read:
+    """A prompt that the lean step has read: its last logits (V,), and where in a table its keys and
+    values stand."""
+
+    logits: Tensor
+    table: Table
+    place: int
+
+
 class SharedCache:
     """Keys and values of `max_rows` rows, whose prompts fit `prompt_columns` and whose completions
     fit `own_columns`, in float32 or bfloat16."""
@@ -64,38 +89,19 @@ class SharedCache:
         max_rows: int,
         prompt_columns: int,
         own_columns: int,
-        form: Literal["float32", "bfloat16"] = "float32",
+        form: Form = "float32",
     ) -> None:
-        self._shape = cache_shape(model)  # layers, kv_heads, head_dim
-        self._dtype = torch.float32 if form == "float32" else torch.uint16
         self.max_rows = max_rows
-        self._prompt_columns = round_up(prompt_columns)
-        self._own_columns = round_up(own_columns)
-        self.own = self._allocate(max_rows, self._own_columns)
-        self.prompts = self._allocate(min(max_rows, _FIRST_GROUPS), self._prompt_columns)
+        self.max_columns = round_up(prompt_columns) + round_up(own_columns)  # that a row sees
+        self._room = partial(Table.room, model, columns=prompt_columns, form=form)
+        self.own = Table.room(model, max_rows, own_columns, form)
+        self.prompts = self._room(min(max_rows, _FIRST_GROUPS))
         self._groups: list[Prompt] = []
         self._place: dict[Prompt, int] = {}  # of each prompt in _groups
         self._num_members: list[int] = []  # rows of each group
         self._group_of: list[int] = []  # of each live row
 
-    def _allocate(self, count: int, columns: int) -> Table:
-        """By torch, whose memory begins where a register's does."""
-        layers, kv_heads, head_dim = self._shape
-        blocks = (columns // LANES, head_dim, LANES)
-        shapes = blocks, (columns, _whole(head_dim, LANES))
-        return Table(
-            *(
-                torch.empty(layers, count, kv_heads, *shape, dtype=self._dtype).numpy()
-                for shape in shapes
-            )
-        )
-
-    @property
-    def max_columns(self) -> int:
-        """The most tokens that a row can attend to."""
-        return self._prompt_columns + self._own_columns
-
-    def join(self, row: int, prompt: Prompt, prefill: Prefill) -> None:
+    def join(self, row: int, prompt: Prompt, prefill: Prefill | Read) -> None:
         """Row `row`, the next free one, begins behind `prompt`."""
         assert row == len(self._group_of)
         if prompt not in self._place:
@@ -104,19 +110,22 @@ class SharedCache:
         self._num_members[group] += 1
         self._group_of.append(group)
 
-    def _add_group(self, prompt: Prompt, prefill: Prefill) -> None:
+    def _add_group(self, prompt: Prompt, prefill: Prefill | Read) -> None:
         group = len(self._groups)
         if group == self.prompts.keys.shape[1]:
             self._grow(min(2 * group, self.max_rows))
         self._groups.append(prompt)
         self._place[prompt] = group
         self._num_members.append(0)
-        for layer, (keys, values) in enumerate(prefill.layers):
-            self.prompts.fill(layer, group, keys, values)
+        if isinstance(prefill, Read):
+            self.prompts.copy(prefill.table, prefill.place, group, len(prompt))
+        else:
+            for layer, (keys, values) in enumerate(prefill.layers):
+                self.prompts.fill(layer, group, keys, values)
 
     def _grow(self, count: int) -> None:
         """Room for `count` prompts."""
-        before, self.prompts = self.prompts, self._allocate(count, self._prompt_columns)
+        before, self.prompts = self.prompts, self._room(count)
         for old, new in zip(before, self.prompts, strict=True):
             new[:, : old.shape[1]] = old
 
@@ -126,7 +135,7 @@ class SharedCache:
         group = self._group_of[row]
         if last != row:
             moved = self._group_of[last]
-            self.own.copy(last, row, length - len(self._groups[moved]))
+            self.own.copy(self.own, last, row, length - len(self._groups[moved]))
             self._group_of[row] = moved
         self._group_of.pop()
         self._num_members[group] -= 1
@@ -137,7 +146,7 @@ class SharedCache:
         last = len(self._groups) - 1
         del self._place[self._groups[group]]
         if group != last:
-            self.prompts.copy(last, group, len(self._groups[last]))
+            self.prompts.copy(self.prompts, last, group, len(self._groups[last]))
             self._group_of = [group if g == last else g for g in self._group_of]
             self._groups[group] = self._groups[last]
             self._num_members[group] = self._num_members[last]
