@@ -127,7 +127,7 @@ def test_coarser_weights_stay_near_the_full_forward_pass(
     if not can_multiply(weights):
         pytest.skip(f"no {weights} product here")
     if not tiled:
-        monkeypatch.setattr(products, "_can_tile", lambda layers, form: False)
+        monkeypatch.setattr(products, "_is_tiled", lambda layers, weights: False)
     monkeypatch.setattr(products, "_WORTH_PACKING", 0)
     model = build(name)
     lean = LeanModel.of(model, weights)

@@ -1,8 +1,8 @@
 """Matrix products of the lean decoding step: the model's own layers, or packed copies of them.
 
 A packed matrix stands in the order in which it will be read, in float32, float16, bfloat16 or int8,
-by a library or, on processors that have dot products of the last two, by `sampling/tiles.py`; below
-`_WORTH_PACKING` weights the overhead of every call is more than that saves.
+by a library or, on processors that have dot products of the last two, by `sampling/tiles.py`. Below
+`_WORTH_PACKING` weights the overhead of a library's call is more than that saves.
 """
 
 from __future__ import annotations
@@ -70,13 +70,15 @@ def _format_of(layers: Sequence[nn.Module], wanted: Weights) -> Weights | None:
     """The format to pack these layers in; None where they stay as they are."""
     parameters = [p for layer in layers for p in layer.parameters()]
     is_plain = all(type(layer) is nn.Linear for layer in layers)
-    is_here = all(p.device.type == "cpu" for p in parameters)
-    if not (is_plain and is_here) or _num_weights(layers) < _WORTH_PACKING:
-        return None
     formats = {p.dtype for p in parameters}
     if formats == {torch.bfloat16} and can_multiply("bfloat16"):
-        return "bfloat16"
-    return wanted if formats == {torch.float32} else None
+        wanted = "bfloat16"
+    elif formats != {torch.float32}:
+        return None
+    if not is_plain or any(p.device.type != "cpu" for p in parameters):
+        return None
+    is_worth_it = _num_weights(layers) >= _WORTH_PACKING or _is_tiled(layers, wanted)
+    return wanted if is_worth_it else None
 
 
 def _packing(
@@ -86,10 +88,8 @@ def _packing(
     match weights:
         case "float16":
             return Half.packing(pool, layers)
-        case "int8" if _can_tile(layers, "uint8"):
-            return partial(Tiled.of, layers, "uint8")
-        case "bfloat16" if _can_tile(layers, "bfloat16"):
-            return partial(Tiled.of, layers, "bfloat16")
+        case "int8" | "bfloat16" if _is_tiled(layers, weights):
+            return partial(Tiled.of, layers, "uint8" if weights == "int8" else "bfloat16")
         case "int8":
             return Int8.packing(pool, layers)
         case _:
@@ -216,11 +216,11 @@ def _word(form: Format) -> Any:
     return np.int32 if form == "uint8" else np.uint32
 
 
-def _can_tile(layers: Sequence[nn.Module], form: Format) -> bool:
+def _is_tiled(layers: Sequence[nn.Module], weights: Weights) -> bool:
     """Whether there are such tiles here, and the inputs of these layers fill whole words."""
-    if find_spec("numba") is None:
+    if weights not in ("int8", "bfloat16") or find_spec("numba") is None:
         return False
-    has = _tiles().HAS_INT8 if form == "uint8" else _tiles().HAS_BFLOAT16
+    has = _tiles().HAS_INT8 if weights == "int8" else _tiles().HAS_BFLOAT16
     depths = [int(layer.weight.shape[1]) for layer in cast("Sequence[Any]", layers)]
     return bool(has) and all(depth % 4 == 0 for depth in depths)
 

@@ -28,16 +28,21 @@ def in_pieces(mask: Tensor | None, pieces: Sequence[Lengths]) -> AbstractContext
     return nullcontext() if mask is None or mask.is_cuda else _InPieces(mask, pieces)
 
 
+def is_cheaper(pieces: Sequence[Lengths], length: int, width: int) -> bool:
+    """Whether pieces cost less than whole strips, padded to `length`; `width` is that of all query
+    heads."""
+    needed = 0
+    for prompt, *completions in pieces:
+        needed += prompt**2 + sum(own * (prompt + own) for own in completions)
+    saved = len(pieces) * length**2 - needed  # pairs
+    return saved * width > _COST * sum(map(len, pieces))
+
+
 class _InPieces(TorchFunctionMode):
     def __init__(self, mask: Tensor, pieces: Sequence[Lengths]) -> None:
         super().__init__()
         self._mask, self._pieces = mask, pieces
         self._ahead = _ahead(pieces)
-        self._count = sum(len(lengths) for lengths in pieces)
-        needed = sum(
-            c * (c + (lengths[0] if i else 0)) for lengths in pieces for i, c in enumerate(lengths)
-        )
-        self._saved = len(pieces) * mask.shape[-1] ** 2 - needed  # pairs
 
     def __torch_function__(
         self, func: Any, types: Any, args: Any = (), kwargs: Mapping[str, Any] | None = None
@@ -62,7 +67,8 @@ class _InPieces(TorchFunctionMode):
         if attn_mask is None or attn_mask.data_ptr() != self._mask.data_ptr() or dropout_p:
             return False
         is_plain = query.shape == key.shape == value.shape and attn_mask.shape == self._mask.shape
-        return is_plain and self._saved * query.shape[1] * query.shape[3] > _COST * self._count
+        _, num_heads, length, head_dim = query.shape
+        return is_plain and is_cheaper(self._pieces, length, num_heads * head_dim)
 
 
 def attend(

@@ -31,6 +31,7 @@ from forethought.training.health import NamedWarning, sentence
 from forethought.training.held import updates_per_batch
 from forethought.training.history import WINDOW, History
 from forethought.training.learner import Learner
+from forethought.training.pieces import is_cheaper
 from forethought.training.rl_metrics import describe_rollouts
 from forethought.training.rollouts import (
     StepGrades,
@@ -287,8 +288,7 @@ def _memory(learner: Learner, rollouts: Sequence[Rollout]) -> Footprint:
     longest = prompt + recipe.max_tokens
     tokens = fmean(len(r.token_ids) for r in rollouts)
     whole_step = round(tokens * recipe.prompts_per_step * recipe.group_size)
-    shared = prompt + recipe.group_size * round(fmean(r.num_sampled for r in rollouts))
-    strip = min(shared, recipe.max_batch_tokens) if learner.pairs_per_token else 0
+    strip = _strip(learner, prompt, round(fmean(r.num_sampled for r in rollouts)))
     return footprint(
         learner.policy,
         learner.optimizers,
@@ -296,6 +296,19 @@ def _memory(learner: Learner, rollouts: Sequence[Rollout]) -> Footprint:
         num_cells=max(longest, min(recipe.max_batch_tokens, whole_step)),
         strip=strip,
     )
+
+
+def _strip(learner: Learner, prompt: int, own: int) -> int:
+    """Cells of a strip of siblings that is attended to as a whole; 0 where there is none."""
+    if not learner.pairs_per_token:
+        return 0
+    room = (learner.recipe.max_batch_tokens - prompt) // max(1, own)
+    count = max(1, min(learner.recipe.group_size, room))
+    shared, config = prompt + count * own, learner.policy.config.get_text_config()
+    in_pieces = learner.policy.device.type == "cpu" and is_cheaper(
+        [[prompt, *[own] * count]], shared, config.hidden_size
+    )
+    return 0 if in_pieces else min(shared, learner.recipe.max_batch_tokens)
 
 
 def _room(learner: Learner, rollouts: Sequence[Rollout]) -> int | None:
