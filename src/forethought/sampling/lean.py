@@ -71,11 +71,7 @@ class Step:
     prompt_lengths: Indices
     seats: Indices
     own_lengths: Indices
-
-    @property
-    def num_seen(self) -> int:
-        """Tokens that all rows see together."""
-        return int((self.prompt_lengths + self.own_lengths).sum())
+    num_seen: int  # tokens that all rows see together
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -134,6 +130,7 @@ class LeanModel:
             prompt_lengths=prompt_lengths,
             seats=np.arange(len(lengths)),
             own_lengths=own_lengths,
+            num_seen=sum(lengths) + len(lengths),
         )
         return self._logits(*self._through(token_ids, step))
 
@@ -162,6 +159,7 @@ class LeanModel:
             prompt_lengths=none,
             seats=np.repeat(np.arange(len(prompts)), counts),
             own_lengths=positions + 1,
+            num_seen=int(positions.sum()) + len(positions),
         )
         hidden, more = self._through([token for prompt in prompts for token in prompt], step)
         ends = counts.cumsum() - 1

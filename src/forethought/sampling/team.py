@@ -22,19 +22,39 @@ _POINTER, _INT, _INT32 = ir.IntType(8).as_pointer(), ir.IntType(64), ir.IntType(
 _WORK = ir.FunctionType(ir.VoidType(), [_POINTER])
 
 
-def _find() -> bool:
-    """Tell LLVM where OpenMP's functions are."""
+def _alone(work: int, data: int, num_threads: int, flags: int) -> None:
+    """What OpenMP does with one thread."""
+    ctypes.CFUNCTYPE(None, ctypes.c_void_p)(work)(data)
+
+
+_PARALLEL_KIND = ctypes.CFUNCTYPE(
+    None, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_uint, ctypes.c_uint
+)
+_NUMBER_KIND = ctypes.CFUNCTYPE(ctypes.c_int)
+
+
+def _functions() -> list[Any]:
+    """OpenMP's three, of the library that torch has loaded; else what stands in for them."""
     try:
         loaded = ctypes.CDLL(None)
-        found = [getattr(loaded, name) for name in (_PARALLEL, _THREAD, _THREADS)]
+        return [getattr(loaded, name) for name in (_PARALLEL, _THREAD, _THREADS)]
     except (OSError, TypeError, AttributeError):
-        return False
-    for name, function in zip((_PARALLEL, _THREAD, _THREADS), found, strict=True):
+        return stand_ins()
+
+
+def stand_ins() -> list[Any]:
+    """The same three for a team of one."""
+    return [_PARALLEL_KIND(_alone), _NUMBER_KIND(lambda: 0), _NUMBER_KIND(lambda: 1)]
+
+
+def use_functions(functions: list[Any]) -> None:
+    """Tell LLVM where they are; whoever calls keeps them alive."""
+    for name, function in zip((_PARALLEL, _THREAD, _THREADS), functions, strict=True):
         binding.add_symbol(_PREFIX + name, ctypes.cast(function, ctypes.c_void_p).value)
-    return True
 
 
-HAS_THREADS = _find()
+_FUNCTIONS = _functions()
+use_functions(_FUNCTIONS)
 
 
 @intrinsic  # type: ignore[untyped-decorator]
@@ -52,9 +72,6 @@ def share_out(typing: Any, kernel: Any, arguments: Any, count: Any, num_threads:
             context.call_internal_no_propagate(b, compiled.fndesc, inner, parts)
 
         _, packed, count, num_threads = values
-        if not HAS_THREADS:
-            call(b, packed, _INT(0), count)
-            return context.get_dummy_value()
         with b.if_else(b.icmp_signed(">", num_threads, _INT(1))) as (several, one):
             with several:
                 _in_threads(b, call, packed, count, num_threads)

@@ -13,7 +13,6 @@ from typing import Any
 
 import numpy as np
 from llvmlite import binding, ir
-from llvmlite.binding import get_host_cpu_features
 from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic, overload
@@ -21,12 +20,12 @@ from numba.extending import intrinsic, overload
 from forethought.sampling.kernels import compiled, largest
 from forethought.sampling.scaled import ZERO
 from forethought.sampling.team import share_out
+from forethought.sampling.vectors import processor_has
 
-_FEATURES = get_host_cpu_features()
-# tiles of AMX, where a processor has it, are oneDNN's to use
-_CAN_DOT = hasattr(binding, "initialize_native_asmparser") and not _FEATURES.get("amx-tile")
-HAS_INT8 = _CAN_DOT and bool(_FEATURES.get("avx512vnni"))
-HAS_BFLOAT16 = _CAN_DOT and bool(_FEATURES.get("avx512bf16"))
+# AMX's own tiles, where a processor has them, are oneDNN's to use
+_CAN_DOT = hasattr(binding, "initialize_native_asmparser") and not processor_has("amx-tile")
+HAS_INT8 = _CAN_DOT and processor_has("avx512vnni")
+HAS_BFLOAT16 = _CAN_DOT and processor_has("avx512bf16")
 if HAS_INT8 or HAS_BFLOAT16:
     binding.initialize_native_asmparser()
 

@@ -16,10 +16,21 @@ from typing import Any
 from llvmlite import ir
 from llvmlite.binding import get_host_cpu_features
 from numba import types
-from numba.core import cgutils
+from numba.core import cgutils, config
 from numba.extending import intrinsic
 
-_IS_WIDE = bool(get_host_cpu_features().get("avx512f"))
+
+def processor_has(feature: str) -> bool:
+    """Whether numba compiles for this processor as it is, and it has that feature of LLVM's."""
+    if config.CPU_NAME or config.CPU_FEATURES or not config.ENABLE_AVX:
+        return False
+    try:
+        return bool(get_host_cpu_features().get(feature))
+    except RuntimeError:  # LLVM does not know
+        return False
+
+
+_IS_WIDE = processor_has("avx512f")
 LANES = 16 if _IS_WIDE else 8  # float32 numbers in a register
 SUMS = 24 if _IS_WIDE else 12  # registers that can hold sums, beside what is read
 MOST_HEADS = 8 if _IS_WIDE else 6

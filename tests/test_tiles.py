@@ -1,0 +1,146 @@
+"""Kernels of the lean step against what torch computes, in all shapes and threads."""
+
+from __future__ import annotations
+
+import ctypes
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+from torch.nn.functional import scaled_dot_product_attention
+
+from forethought.sampling import team, tiles
+from forethought.sampling.attention import attend, heads_together
+from forethought.sampling.kernels import compiled
+from forethought.sampling.products import Tiled
+from forethought.sampling.scaled import Format, Scaled
+from forethought.sampling.shared_cache import Table
+
+FORMS: list[Format] = [
+    *(["uint8"] if tiles.HAS_INT8 else []),
+    *(["bfloat16"] if tiles.HAS_BFLOAT16 else []),
+]
+
+
+@pytest.mark.skipif(not FORMS, reason="no dot products here")
+@given(
+    rows=st.integers(1, 14),
+    depth=st.integers(1, 9).map(lambda n: 4 * n),
+    widths=st.lists(st.integers(1, 90), min_size=1, max_size=3),
+    has_bias=st.booleans(),
+    form=st.sampled_from(FORMS or ["uint8"]),
+)
+@settings(max_examples=60, deadline=None)
+@torch.no_grad()
+def test_tiles_multiply_what_they_are_given(
+    rows: int, depth: int, widths: list[int], has_bias: bool, form: Any
+) -> None:
+    torch.manual_seed(rows * 1000 + depth)
+    layers = [nn.Linear(depth, width, bias=has_bias) for width in widths]
+    x = torch.randn(rows, depth) * torch.logspace(-2, 2, rows)[:, None]
+    wanted = torch.cat([layer(x) for layer in layers], dim=1)
+    found = Tiled.of(layers, form)(Scaled.in_format(x, form)).floats()
+    assert found.shape == wanted.shape
+    worst = (found - wanted).abs().amax(dim=1)
+    assert (worst <= 0.03 * x.norm(dim=1) + 1e-3).all()
+
+
+@pytest.mark.skipif(not FORMS, reason="no dot products here")
+@pytest.mark.parametrize("form", FORMS)
+def test_a_row_of_a_tile_is_the_same_whoever_is_beside_it(form: Any) -> None:
+    torch.manual_seed(0)
+    product, x = Tiled.of([nn.Linear(64, 200)], form), torch.randn(13, 64)
+    together = product(Scaled.in_format(x, form)).floats()
+    for row, wanted in zip(x, together, strict=True):
+        assert torch.equal(product(Scaled.in_format(row[None], form)).floats()[0], wanted)
+
+
+@given(
+    kv_heads=st.integers(1, 3),
+    repeats=st.integers(1, 13),
+    size=st.sampled_from([2, 8, 24, 64, 80]),
+    prompt=st.integers(0, 40),
+    own=st.integers(1, 40),
+    threads=st.integers(1, 3),
+)
+@settings(max_examples=40, deadline=None)
+def test_attention_is_that_of_prompt_and_own_tokens(
+    kv_heads: int, repeats: int, size: int, prompt: int, own: int, threads: int
+) -> None:
+    torch.manual_seed(size + own)
+    rows, heads = 3, kv_heads * repeats
+    model: Any = nn.Module()
+    model.config = Config(kv_heads, heads, size)
+    tables = [Table.room(model, count, 64, "float32") for count in (2, rows)]
+    given = [torch.randn(2, kv_heads, prompt, size), torch.randn(2, kv_heads, prompt, size)]
+    mine = [torch.randn(rows, kv_heads, own, size), torch.randn(rows, kv_heads, own, size)]
+    for table, pair in zip(tables, (given, mine), strict=True):
+        for place, (keys, values) in enumerate(zip(*pair, strict=True)):
+            table.fill(0, place, keys, values)
+    queries = torch.randn(rows, heads, size)
+    groups, counts = np.array([1, 0, 1]), np.full(rows, own)
+    out = Scaled.room(rows, heads * size, "float32")
+    attend(
+        threads,
+        heads_together(heads, kv_heads),
+        queries.numpy(),
+        tuple(tables[0]),
+        tuple(tables[1]),
+        0,
+        groups,
+        np.full(rows, prompt),
+        np.arange(rows),
+        counts,
+        out.values,
+        out.scales,
+    )
+    keys, values = (
+        torch.cat([g[groups], m], dim=2).repeat_interleave(repeats, dim=1)
+        for g, m in zip(given, mine, strict=True)
+    )
+    wanted = scaled_dot_product_attention(queries[:, :, None], keys, values, scale=1.0)
+    assert torch.allclose(out.floats().view(rows, heads, size), wanted[:, :, 0], atol=1e-4)
+
+
+class Config:
+    """As much of a model's configuration as the shape of its cache."""
+
+    num_hidden_layers = 1
+
+    def __init__(self, kv_heads: int, heads: int, size: int) -> None:
+        self.num_key_value_heads, self.num_attention_heads, self.head_dim = kv_heads, heads, size
+
+    def get_text_config(self) -> Config:
+        return self
+
+
+@compiled
+def _count(seen: Any, start: int, stop: int) -> None:
+    for i in range(start, stop):
+        seen[i] += 1
+
+
+@compiled
+def count(seen: Any, num_threads: int) -> None:
+    team.share_out(_count, (seen,), len(seen), num_threads)
+
+
+@pytest.mark.parametrize("num_threads", [1, 2, 5])
+@pytest.mark.parametrize("size", [0, 1, 2, 17])
+def test_a_team_goes_over_everything_once(size: int, num_threads: int) -> None:
+    seen = np.zeros(size, np.int64)
+    count(seen, num_threads)
+    assert (seen == 1).all()
+
+
+def test_without_openmp_a_team_is_one() -> None:
+    parallel, number, total = team.stand_ins()
+    seen = []
+    kind = ctypes.CFUNCTYPE(None, ctypes.c_void_p)
+    work = kind(lambda data: seen.append((data, number(), total())))
+    parallel(ctypes.cast(work, ctypes.c_void_p), 7, 4, 0)
+    assert seen == [(7, 0, 1)]
