@@ -16,7 +16,8 @@ One GRPO recipe, six ways to do its steps, each adding to the one before:
 over every completion position. All use our sampler, with which (a) wastes less than the baseline
 did; so a_hf and c_hf are (a) and (c) with transformers.generate, as TRL 0.16 sampled by default.
 Seconds are those of the steps. At the end every policy answers the same held-out problems, two
-samples each; the interval of the difference from (a) pairs problems. Writes docs/results/dash.json.
+samples each; the interval of the difference from (a) pairs problems. Writes docs/results/dash.json,
+or dash_bf16.json on a processor with that arithmetic.
 """
 
 from __future__ import annotations
@@ -34,6 +35,7 @@ from typing import Any
 
 import torch
 
+from device import name_here
 from forethought.config import parse_recipe
 from forethought.evaluation.evaluate import evaluate
 from forethought.evaluation.metrics import paired_difference
@@ -278,7 +280,7 @@ def main() -> None:
             for way in WAYS:  # in turn, so that a busy while falls on all
                 raw[way.name].append(train(way, seed, arguments.steps, Path(temporary)))
     write_result(
-        "dash",
+        name_here("dash"),
         command="python bench/bench_dash.py",
         seeds=arguments.seeds,
         raw={
