@@ -177,3 +177,15 @@ def test_seeds_are_the_same_on_every_machine() -> None:
 def test_logits_that_are_no_numbers_have_no_logprob() -> None:
     for broken in (float("nan"), -float("nan")):
         assert draw([[0.0, broken, 1.0]], 1.0, 1.0, [0.9]).logprobs.isnan().all()
+
+
+def test_a_row_that_cuts_its_distribution_leaves_the_others_as_they_were() -> None:
+    logits = torch.randn(64, 700, generator=torch.Generator().manual_seed(3))
+    uniforms, ones = torch.rand(64, generator=torch.Generator().manual_seed(4)), torch.ones(64)
+    top_p, num_top = torch.where(torch.arange(64) % 3 == 0, 0.8, 1.0), [0, 0, 5, 0] * 16
+    alone = draw_tokens(logits, ones, ones, uniforms, kinds=kinds_of([1.0], [1.0]))
+    mixed = draw_tokens(logits, ones, top_p, uniforms, num_top, kinds=kinds_of([1.0], [0.8]))
+    same = [i for i in range(64) if i % 3 and not num_top[i]]
+    assert torch.equal(mixed.token_ids[same], alone.token_ids[same])
+    assert torch.equal(mixed.logprobs[same], alone.logprobs[same])
+    assert len(mixed.confidences) == 64 and all(mixed.confidences[i] > 0 for i in range(2, 64, 4))

@@ -73,8 +73,10 @@ def test_a_model_reads_a_strip_the_same_in_pieces(monkeypatch: pytest.MonkeyPatc
     ]
     [batch] = pack_batches(rows, max_batch_tokens=99, pad_id=0, pairs_per_token=1e9)
     assert list(map(list, batch.pieces)) == [[3, 4, 9, 1]]
-    found = []
+    found, calls, attend = [], [], pieces_module.attend
+    monkeypatch.setattr(pieces_module, "attend", lambda *a: (calls.append(a), attend(*a))[1])
     for cost in (1 << 60, -1):
         monkeypatch.setattr(pieces_module, "_COST", cost)
         found.append(batch_logprobs(model, batch))
+    assert len(calls) == model.config.num_hidden_layers
     assert torch.allclose(*found, atol=1e-5)

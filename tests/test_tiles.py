@@ -15,7 +15,7 @@ from torch.nn.functional import scaled_dot_product_attention
 
 from forethought.sampling import team, tiles
 from forethought.sampling.attention import attend, heads_together
-from forethought.sampling.kernels import compiled
+from forethought.sampling.kernels import compiled, put
 from forethought.sampling.products import Tiled
 from forethought.sampling.scaled import Format, Scaled
 from forethought.sampling.shared_cache import Table
@@ -144,3 +144,25 @@ def test_without_openmp_a_team_is_one() -> None:
     work = kind(lambda data: seen.append((data, number(), total())))
     parallel(ctypes.cast(work, ctypes.c_void_p), 7, 4, 0)
     assert seen == [(7, 0, 1)]
+
+
+@pytest.mark.parametrize("bits", [0x7FFFFFFF, -1, 0x7F800001, 0x7FC00000])
+def test_what_is_no_number_stays_none_in_bfloat16(bits: int) -> None:
+    broken = np.array([bits & 0xFFFFFFFF] * 3, np.uint32).view(np.float32)
+    out, scales = np.zeros((1, 3), np.uint16), np.zeros(1, np.float32)
+    round_row(broken, out, scales)
+    assert Scaled(out, scales).floats().isnan().all()
+
+
+@given(st.lists(st.floats(width=32), min_size=1, max_size=40))
+def test_numbers_round_to_bfloat16_as_torchs_do(numbers: list[float]) -> None:
+    row = np.array(numbers, np.float32)
+    out, scales = np.zeros((1, len(row)), np.uint16), np.zeros(1, np.float32)
+    round_row(row, out, scales)
+    wanted = torch.from_numpy(row).bfloat16().float()
+    assert torch.equal(Scaled(out, scales).floats()[0].nan_to_num(7.0), wanted.nan_to_num(7.0))
+
+
+@compiled
+def round_row(row: Any, out: Any, scales: Any) -> None:
+    put(row, out, scales, 0)

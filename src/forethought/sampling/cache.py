@@ -268,9 +268,9 @@ def cache_shape(model: PreTrainedModel) -> tuple[int, int, int]:
     return int(config.num_hidden_layers), int(heads), int(size)
 
 
-def row_bytes(model: PreTrainedModel, columns: int) -> int:
-    """Bytes that one row of at least `columns` tokens takes in the cache."""
-    return 2 * math.prod(cache_shape(model)) * round_up(columns) * model.dtype.itemsize
+def row_bytes(model: PreTrainedModel, columns: int, dtype: torch.dtype) -> int:
+    """Bytes that one row of at least `columns` tokens takes in a cache of that format."""
+    return 2 * math.prod(cache_shape(model)) * round_up(columns) * dtype.itemsize
 
 
 def sliding_window(model: PreTrainedModel) -> int | None:

@@ -58,9 +58,11 @@ class Decoder:
     def open(self, num_rows: int, prompt: int, own: int, columns: int) -> SlotCache | SharedCache:
         """A cache for at most `num_rows` rows, fewer where memory is short: prompts of up to
         `prompt` tokens, completions of up to `own`, together up to `columns`."""
-        affordable = self._max_cache_bytes // row_bytes(self._model, columns)
-        num_rows = max(1, min(num_rows, affordable))
         self._refresh()
+        lean = self._lean
+        dtype = self._model.dtype if lean is None else getattr(torch, lean.cache_form)
+        affordable = self._max_cache_bytes // row_bytes(self._model, columns, dtype)
+        num_rows = max(1, min(num_rows, affordable))
         if self._lean is not None:
             from forethought.sampling.shared_cache import SharedCache
 

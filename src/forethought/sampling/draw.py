@@ -6,7 +6,6 @@ import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
-from importlib.util import find_spec
 from typing import Any, NamedTuple
 
 import torch
@@ -79,8 +78,20 @@ def draw_tokens(
     over the row's `num_top` likeliest tokens.
     """
     kernel = _kernel() if logits.device.type == "cpu" else None
-    if kernel is not None and not kinds.any_top_p and not any(num_top):
-        return _draw_compiled(kernel, logits, temperature, uniforms)
+    if kernel is not None:
+        return _draw_apart(kernel, logits, temperature, top_p, uniforms, num_top, kinds)
+    return _draw(logits, temperature, top_p, uniforms, num_top, kinds)
+
+
+def _draw(
+    logits: Tensor,
+    temperature: Tensor,
+    top_p: Tensor,
+    uniforms: Tensor,
+    num_top: Sequence[int],
+    kinds: Kinds,
+) -> Drawn:
+    """By torch's operations, on any device."""
     greedy = temperature == 0
     if kinds.is_tempered:
         # a temperature as good as 0 must not overflow
@@ -100,11 +111,44 @@ def draw_tokens(
 @cache
 def _kernel() -> Any:
     """The compiled draw, None without numba, an extra."""
-    if find_spec("numba") is None:
+    try:
+        from forethought.sampling import draw_kernel
+    except ImportError:  # or it does not go with what else is installed
         return None
-    from forethought.sampling import draw_kernel
-
     return draw_kernel.draw_rows
+
+
+def _draw_apart(
+    kernel: Any,
+    logits: Tensor,
+    temperature: Tensor,
+    top_p: Tensor,
+    uniforms: Tensor,
+    num_top: Sequence[int],
+    kinds: Kinds,
+) -> Drawn:
+    """The rows that cut their distribution, or ask for confidences, by torch, and the others
+    compiled, so that no row's draw depends on its neighbours'."""
+    if not kinds.any_top_p and not any(num_top):
+        return _draw_compiled(kernel, logits, temperature, uniforms)
+    asked = torch.tensor(list(num_top) or [0] * len(logits))
+    special = (top_p < 1) | (asked > 0)
+    by_torch = _draw(
+        logits[special],
+        temperature[special],
+        top_p[special],
+        uniforms[special],
+        asked[special].tolist(),
+        kinds,
+    )
+    rest = _draw_compiled(kernel, logits[~special], temperature[~special], uniforms[~special])
+    token_ids, logprobs = torch.empty(len(logits), dtype=torch.int64), torch.empty(len(logits))
+    confidences = torch.zeros(len(logits))
+    for where, drawn in ((special, by_torch), (~special, rest)):
+        token_ids[where], logprobs[where] = drawn.token_ids, drawn.logprobs
+    if any(num_top):
+        confidences[special] = torch.tensor(by_torch.confidences)
+    return Drawn(token_ids, logprobs, confidences.tolist() if any(num_top) else ())
 
 
 def _draw_compiled(kernel: Any, logits: Tensor, temperature: Tensor, uniforms: Tensor) -> Drawn:

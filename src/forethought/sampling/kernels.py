@@ -3,14 +3,17 @@
 With few rows such small operations take longer than the products when torch runs them one by one;
 here each is one pass over its rows, which reads what a product gave in its format and writes what
 the next takes in its own (`sampling/scaled.py`), so that nothing is converted by itself. A row's
-result never depends on the other rows. Arrays are C-contiguous, float32 where no format is named,
-indices int64; the first call of a kernel compiles it and keeps the machine code on disk.
+result never depends on the other rows. Arrays are float32 where no format is named, indices int64;
+the first call of a kernel compiles it.
 """
 
 from __future__ import annotations
 
+import hashlib
 import math
 from collections.abc import Callable
+from functools import cache
+from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
@@ -25,14 +28,28 @@ Kernel = TypeVar("Kernel", bound=Callable[..., Any])
 _FASTMATH = {"nsz", "arcp", "contract", "reassoc"}
 _ZERO, _ONE, _HALF = np.float32(0.0), np.float32(1.0), np.float32(0.5)
 _SMALLEST = np.float32(1e-12)
+_SOURCES = ("attention", "draw_kernel", "kernels", "scaled", "team", "tiles", "vectors")
 _OPTIONS: dict[str, Any] = {"fastmath": _FASTMATH, "error_model": "numpy"}
 
 
 def compiled(function: Kernel) -> Kernel:
+    """Machine code that is kept on disk until any of the files that kernels are made of changes:
+    numba itself looks at the one in which a kernel stands."""
     try:
-        return njit(cache=True, nogil=True, **_OPTIONS)(function)  # type: ignore[no-any-return]
+        kernel: Any = njit(cache=True, nogil=True, **_OPTIONS)(function)
     except RuntimeError:  # no folder for the machine code can be written
         return njit(nogil=True, **_OPTIONS)(function)  # type: ignore[no-any-return]
+    file = kernel._cache._cache_file
+    file._source_stamp = (file._source_stamp, _digest())
+    return kernel  # type: ignore[no-any-return]
+
+
+@cache
+def _digest() -> str:
+    """Of the files that kernels are made of."""
+    folder = Path(__file__).parent
+    sources = b"".join((folder / f"{name}.py").read_bytes() for name in _SOURCES)
+    return hashlib.sha256(sources).hexdigest()
 
 
 # exp(x) = 2^k * exp(r) with |r| <= ln(2) / 2; the polynomial is that of Cephes' expf.
@@ -70,6 +87,16 @@ def in_order(bits: Any) -> Any:
 
 
 @compiled
+def to_bfloat16(bits: Any) -> Any:
+    """The upper half of a float32, given by its bits: to the nearest, of two as near to the even
+    one; what is not a number stays so."""
+    if (bits & np.uint32(0x7FFFFFFF)) > np.uint32(0x7F800000):
+        return np.uint32(bits >> np.uint32(16)) | np.uint32(0x40)
+    odd = (bits >> np.uint32(16)) & np.uint32(1)
+    return np.uint32((bits + np.uint32(0x7FFF) + odd) >> np.uint32(16))
+
+
+@compiled
 def largest(x: Any) -> Any:
     """The largest magnitude in x, and never 0; not a number where x has one."""
     bits = x.view(np.int32)  # of floats without a sign, in their order: they compare as vectors
@@ -80,7 +107,8 @@ def largest(x: Any) -> Any:
 
 
 def take(values: Any, scales: Any, r: int, row: Any) -> None:
-    """Row r of what a product gave, (n, K) in float32 or bfloat16, into row (K,), scaled."""
+    """Row r of what a product gave, (n, K or more), into row (K,): in float32, scaled, or in
+    bfloat16, which has no scales."""
 
 
 @overload(take, jit_options=_OPTIONS)  # type: ignore[untyped-decorator]
@@ -129,9 +157,8 @@ def _store(row: Any, out: Any) -> Any:
 
     def as_bfloat16(row: Any, out: Any) -> Any:
         bits = row.view(np.uint32)
-        for i in range(len(row)):  # to the nearest, of two as near to the even one
-            odd = (bits[i] >> np.uint32(16)) & np.uint32(1)
-            out[i] = np.uint16((bits[i] + np.uint32(0x7FFF) + odd) >> np.uint32(16))
+        for i in range(len(row)):
+            out[i] = np.uint16(to_bfloat16(bits[i]))
 
     return as_float32 if out.dtype == types.float32 else as_bfloat16
 

@@ -20,7 +20,8 @@ from transformers import PreTrainedModel
 
 from forethought.sampling import kernels
 from forethought.sampling.attention import attend, heads_together, turn_and_store
-from forethought.sampling.products import Product, Tiled, Weights, products_of
+from forethought.sampling.cache import round_up
+from forethought.sampling.products import Int8, Product, Tiled, Weights, products_of
 from forethought.sampling.scaled import Scaled
 from forethought.sampling.shared_cache import Form, Indices, Prompt, Read, SharedCache, Table
 from forethought.sampling.stacks import NUM_STACKS, stacks_of
@@ -77,7 +78,7 @@ class Step:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LeanModel:
     """Views of a model's weights, and packed copies of its large matrices. `cache_form` is the
-    format of keys and values: that of a coarse product's results."""
+    format of keys and values: bfloat16 where products round to that or further."""
 
     model: PreTrainedModel
     blocks: tuple[Block, ...]
@@ -87,7 +88,7 @@ class LeanModel:
     num_heads: int
     mlp_width: int
     cache_form: Form
-    rotations: dict[int, tuple[Floats, Floats]]  # tables by number of positions
+    rotations: dict[int, tuple[Floats, Floats]]  # one table, by its number of positions
 
     @staticmethod
     def of(model: PreTrainedModel, weights: Weights | None = "float32") -> LeanModel:
@@ -109,7 +110,7 @@ class LeanModel:
             together=heads_together(num_heads, int(caller.config.num_key_value_heads)),
             num_heads=num_heads,
             mlp_width=int(caller.config.intermediate_size),
-            cache_form="bfloat16" if weights in ("bfloat16", "int8") else "float32",
+            cache_form="bfloat16" if any(map(_is_coarse, [*products, head])) else "float32",
             rotations={},
         )
 
@@ -164,7 +165,8 @@ class LeanModel:
         hidden, more = self._through([token for prompt in prompts for token in prompt], step)
         ends = counts.cumsum() - 1
         logits = self._logits(hidden[ends], Scaled(more.values[ends], more.scales[ends]))
-        return [Read(row, table, place) for place, row in enumerate(logits)]
+        alone = [table.alone(place, int(count)) for place, count in enumerate(counts)]
+        return [Read(row.clone(), mine) for row, mine in zip(logits, alone, strict=True)]
 
     def _through(self, token_ids: Sequence[int], step: Step) -> tuple[Floats, Scaled]:
         """All layers: the hidden states (n, D), and what the last layer adds to them."""
@@ -182,13 +184,16 @@ class LeanModel:
         return self.head(_add_and_norm(hidden, more, self.norm, self.head)).floats()
 
     def _rotation(self, count: int) -> tuple[Floats, Floats]:
-        """Cosines and sines (count, head_dim) of the rotary position embedding."""
-        if count not in self.rotations:
+        """Cosines and sines (count or more, head_dim) of the rotary position embedding: one table,
+        the longest that was asked for."""
+        if max(self.rotations, default=0) < count:
             base: Any = self.model.base_model
-            like = torch.empty(0, dtype=torch.float32)
+            like, count = torch.empty(0, dtype=torch.float32), round_up(count)
             cos, sin = base.rotary_emb(like, torch.arange(count)[None])
+            self.rotations.clear()
             self.rotations[count] = cos[0].contiguous().numpy(), sin[0].contiguous().numpy()
-        return self.rotations[count]
+        [table] = self.rotations.values()
+        return table
 
     def _attend(self, block: Block, layer: int, heads: Scaled, step: Step) -> Scaled:
         rows, own, size = len(heads.scales), tuple(step.own), step.cos.shape[1]
@@ -254,6 +259,10 @@ def _add_and_norm(hidden: Floats, more: Scaled, norm: Norm, following: Product) 
         out.scales,
     )
     return out
+
+
+def _is_coarse(product: Product) -> bool:
+    return product.takes != "float32" or isinstance(product, Int8)
 
 
 def _num_threads(work: int) -> int:

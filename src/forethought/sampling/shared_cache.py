@@ -47,6 +47,14 @@ class Table(NamedTuple):
             *(torch.empty(layers, count, kv_heads, *s, dtype=dtype).numpy() for s in shapes)
         )
 
+    def alone(self, place: int, length: int) -> Table:
+        """A copy of the first `length` tokens of one place: a view would keep all of them alive."""
+        blocks = _whole(length, LANES) // LANES
+        return Table(
+            self.keys[:, place : place + 1, :, :blocks].copy(),
+            self.values[:, place : place + 1, :, :length].copy(),
+        )
+
     def copy(self, origin: Table, source: int, target: int, length: int) -> None:
         """The first `length` tokens of one place in `origin` to one here."""
         blocks = _whole(length, LANES) // LANES
@@ -71,12 +79,11 @@ class Table(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Read:
-    """A prompt that the lean step has read: its last logits (V,), and where in a table its keys and
-    values stand."""
+    """A prompt that the lean step has read: its last logits (V,), and a table of what it left, and
+    of nothing else."""
 
     logits: Tensor
     table: Table
-    place: int
 
 
 class SharedCache:
@@ -118,7 +125,7 @@ class SharedCache:
         self._place[prompt] = group
         self._num_members.append(0)
         if isinstance(prefill, Read):
-            self.prompts.copy(prefill.table, prefill.place, group, len(prompt))
+            self.prompts.copy(prefill.table, 0, group, len(prompt))
         else:
             for layer, (keys, values) in enumerate(prefill.layers):
                 self.prompts.fill(layer, group, keys, values)

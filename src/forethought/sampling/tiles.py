@@ -17,15 +17,15 @@ from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic, overload
 
-from forethought.sampling.kernels import compiled, largest
+from forethought.sampling.kernels import compiled, largest, to_bfloat16
 from forethought.sampling.scaled import ZERO
 from forethought.sampling.team import share_out
 from forethought.sampling.vectors import processor_has
 
+_CAN_ASSEMBLE = hasattr(binding, "initialize_native_asmparser")
+HAS_INT8 = _CAN_ASSEMBLE and processor_has("avx512vnni")
 # AMX's own tiles, where a processor has them, are oneDNN's to use
-_CAN_DOT = hasattr(binding, "initialize_native_asmparser") and not processor_has("amx-tile")
-HAS_INT8 = _CAN_DOT and processor_has("avx512vnni")
-HAS_BFLOAT16 = _CAN_DOT and processor_has("avx512bf16")
+HAS_BFLOAT16 = _CAN_ASSEMBLE and processor_has("avx512bf16") and not processor_has("amx-bf16")
 if HAS_INT8 or HAS_BFLOAT16:
     binding.initialize_native_asmparser()
 
@@ -72,7 +72,7 @@ def _tile(
         first, column = values[2], values[9]
         numbers = [b.add(first, _INT(r)) for r in range(count)]
         input_rows = [_row(b, arrays[1], r) for r in numbers]
-        num_words = cgutils.unpack_tuple(b, arrays[1].shape)[1]
+        num_words = cgutils.unpack_tuple(b, arrays[3].shape)[0]
         sums = [[cgutils.alloca_once(b, _WORDS) for _ in range(4)] for _ in rows]
         for total in (total for totals in sums for total in totals):
             b.store(_ZEROS, total)
@@ -211,10 +211,8 @@ def _fill_as(row: Any, panels: Any, offsets: Any, factors: Any, p: Any, c: Any) 
     def halves(row: Any, panels: Any, offsets: Any, factors: Any, p: Any, c: Any) -> Any:
         bits = row.view(np.uint32)
         for k in range(panels.shape[1]):
-            low, high = bits[2 * k], bits[2 * k + 1]
-            low = (low + 0x7FFF + ((low >> 16) & 1)) >> 16
-            high = (high + 0x7FFF + ((high >> 16) & 1)) >> 16
-            panels[p, k, c] = np.uint32(low | (high << 16))
+            low, high = to_bfloat16(bits[2 * k]), to_bfloat16(bits[2 * k + 1])
+            panels[p, k, c] = np.uint32(low | (high << np.uint32(16)))
         offsets[p, c], factors[p, c] = 0, 1
 
     return levels if panels.dtype == types.int32 else halves

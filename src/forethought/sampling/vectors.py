@@ -22,7 +22,7 @@ from numba.extending import intrinsic
 
 def processor_has(feature: str) -> bool:
     """Whether numba compiles for this processor as it is, and it has that feature of LLVM's."""
-    if config.CPU_NAME or config.CPU_FEATURES or not config.ENABLE_AVX:
+    if config.CPU_NAME or config.CPU_FEATURES is not None or not config.ENABLE_AVX:
         return False
     try:
         return bool(get_host_cpu_features().get(feature))
@@ -52,8 +52,8 @@ def score(
     """
 
     def body(context: Any, b: Any, signature: Any, values: Any) -> Any:
-        _, queries, keys, scores = (
-            _array(context, b, signature.args[i], values[i]) for i in (0, 1, 2, 4)
+        queries, keys, scores = (
+            _array(context, b, signature.args[i], values[i]) for i in (1, 2, 4)
         )
         num_blocks, first = values[3], values[5]
         head_dim = cgutils.unpack_tuple(b, queries.shape)[1]
@@ -134,7 +134,7 @@ weigh_1, weigh_2, weigh_4 = _weighing(1), _weighing(2), _weighing(4)
 
 
 def _array(context: Any, b: Any, kind: Any, value: Any) -> Any:
-    return context.make_array(kind)(context, b, value) if isinstance(kind, types.Array) else value
+    return context.make_array(kind)(context, b, value)
 
 
 def _row(b: Any, array: Any, index: Any) -> Any:

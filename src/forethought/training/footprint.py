@@ -7,9 +7,10 @@
                   + 3 * width + vocabulary
 
 where `strip` is the length of the longest strip that siblings share (its mask is kept, once a
-block), and the vocabulary counts half as much again where the head computes in bfloat16. This is
-what Llama and Qwen keep in float32 (tests/test_footprint.py); others keep about as much. Weights,
-the sampler and the reference are there already when the estimate is made.
+block; attended to in pieces, each completion keeps a copy of the keys and values that it sees
+instead), and the vocabulary counts half as much again where the head computes in bfloat16.
+This is what Llama and Qwen keep in float32 (tests/test_footprint.py); others keep about as
+much. Weights, the sampler and the reference are there already when the estimate is made.
 """
 
 from __future__ import annotations
@@ -50,9 +51,11 @@ def footprint(
     *,
     num_cells: int,
     strip: int = 0,
+    seen: float = 0.0,
 ) -> Footprint:
     """What an update of micro-batches of at most `num_cells` cells will add, computed in `dtype`,
-    with siblings on strips of at most `strip` cells (0: each alone)."""
+    with siblings on strips of at most `strip` cells that are attended to as a whole (0: there are
+    none), or in pieces which see `seen` tokens for each cell."""
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
     by_muon = sum(
         p.numel()
@@ -63,7 +66,7 @@ def footprint(
     )
     config = model.config.get_text_config()
     num_tables = 1.0 if dtype == torch.float32 else 1.5
-    values = numbers_per_cell(config, strip) + num_tables * config.vocab_size
+    values = numbers_per_cell(config, strip, seen) + num_tables * config.vocab_size
     return Footprint(
         gradient_bytes=4 * trained,
         optimizer_bytes=8 * (trained - by_muon) + 4 * by_muon,
@@ -72,13 +75,21 @@ def footprint(
     )
 
 
-def numbers_per_cell(config: Any, strip: int) -> int:
+def numbers_per_cell(config: Any, strip: int, seen: float = 0.0) -> int:
     """Numbers that the model keeps of one cell for the backward pass, but for its head's."""
     width, heads = config.hidden_size, config.num_attention_heads
     key_heads = getattr(config, "num_key_value_heads", None) or heads
     keys = (getattr(config, "head_dim", None) or width // heads) * key_heads
     inner = getattr(config, "intermediate_size", None) or 4 * width
-    return int(config.num_hidden_layers * (8 * width + 4 * inner + 2 * keys + strip) + 3 * width)
+    pieces = 2 * seen * attention_width(config)
+    block = 8 * width + 4 * inner + 2 * keys + strip + pieces
+    return int(config.num_hidden_layers * block + 3 * width)
+
+
+def attention_width(config: Any) -> int:
+    """Of all query heads together."""
+    heads = config.num_attention_heads
+    return int((getattr(config, "head_dim", None) or config.hidden_size // heads) * heads)
 
 
 def free_bytes(device: str) -> int | None:

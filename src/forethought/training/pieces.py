@@ -25,7 +25,9 @@ _COST = 1_200_000
 
 def in_pieces(mask: Tensor | None, pieces: Sequence[Lengths]) -> AbstractContextManager[object]:
     """Where a model attends with `mask` (B, 1, T, T), strip b is attended to in `pieces[b]`."""
-    return nullcontext() if mask is None or mask.is_cuda else _InPieces(mask, pieces)
+    if mask is None or mask.device.type != "cpu":
+        return nullcontext()
+    return _InPieces(mask, pieces)
 
 
 def is_cheaper(pieces: Sequence[Lengths], length: int, width: int) -> bool:
@@ -47,26 +49,35 @@ class _InPieces(TorchFunctionMode):
     def __torch_function__(
         self, func: Any, types: Any, args: Any = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
-        kwargs = kwargs or {}
-        if func is scaled_dot_product_attention and self._is_whole(*args, **kwargs):
-            query, key, value = args
-            return attend(query, key, value, self._pieces, self._ahead, kwargs.get("scale"))
-        return func(*args, **kwargs)
+        if func is not scaled_dot_product_attention:
+            return func(*args, **(kwargs or {}))
+        return self._attend(*args, **(kwargs or {}))
 
-    def _is_whole(
+    def _attend(
         self,
         query: Tensor,
         key: Tensor,
         value: Tensor,
         attn_mask: Tensor | None = None,
         dropout_p: float = 0.0,
-        **other: Any,
-    ) -> bool:
-        """Whether this is attention of strips with their mask, no more than that, and dearer than
-        its pieces."""
-        if attn_mask is None or attn_mask.data_ptr() != self._mask.data_ptr() or dropout_p:
+        is_causal: bool = False,
+        scale: float | None = None,
+        enable_gqa: bool = False,
+    ) -> Tensor:
+        if enable_gqa:
+            repeats = query.shape[1] // key.shape[1]
+            key, value = (x.repeat_interleave(repeats, dim=1) for x in (key, value))
+        if not dropout_p and self._is_whole(query, key, value, attn_mask):
+            return attend(query, key, value, self._pieces, self._ahead, scale)
+        return scaled_dot_product_attention(
+            query, key, value, attn_mask, dropout_p, is_causal, scale=scale
+        )
+
+    def _is_whole(self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> bool:
+        """Whether this is attention of strips with their mask, and dearer than its pieces."""
+        if mask is None or mask.data_ptr() != self._mask.data_ptr():
             return False
-        is_plain = query.shape == key.shape == value.shape and attn_mask.shape == self._mask.shape
+        is_plain = query.shape == key.shape == value.shape and mask.shape == self._mask.shape
         _, num_heads, length, head_dim = query.shape
         return is_plain and is_cheaper(self._pieces, length, num_heads * head_dim)
 

@@ -26,7 +26,7 @@ from forethought.training.backward import backward
 from forethought.training.critic import update_critic
 from forethought.training.faults import LossNotFinite
 from forethought.training.filters import worth_learning
-from forethought.training.footprint import Footprint, footprint
+from forethought.training.footprint import Footprint, attention_width, footprint
 from forethought.training.health import NamedWarning, sentence
 from forethought.training.held import updates_per_batch
 from forethought.training.history import WINDOW, History
@@ -288,27 +288,29 @@ def _memory(learner: Learner, rollouts: Sequence[Rollout]) -> Footprint:
     longest = prompt + recipe.max_tokens
     tokens = fmean(len(r.token_ids) for r in rollouts)
     whole_step = round(tokens * recipe.prompts_per_step * recipe.group_size)
-    strip = _strip(learner, prompt, round(fmean(r.num_sampled for r in rollouts)))
+    strip, seen = _strip(learner, prompt, round(fmean(r.num_sampled for r in rollouts)))
     return footprint(
         learner.policy,
         learner.optimizers,
         learner.dtype,
         num_cells=max(longest, min(recipe.max_batch_tokens, whole_step)),
         strip=strip,
+        seen=seen,
     )
 
 
-def _strip(learner: Learner, prompt: int, own: int) -> int:
-    """Cells of a strip of siblings that is attended to as a whole; 0 where there is none."""
+def _strip(learner: Learner, prompt: int, own: int) -> tuple[int, float]:
+    """Cells of a strip of siblings that is attended to as a whole, 0 where there is none; tokens
+    that are seen for each cell where it is attended to in pieces."""
     if not learner.pairs_per_token:
-        return 0
-    room = (learner.recipe.max_batch_tokens - prompt) // max(1, own)
-    count = max(1, min(learner.recipe.group_size, room))
-    shared, config = prompt + count * own, learner.policy.config.get_text_config()
-    in_pieces = learner.policy.device.type == "cpu" and is_cheaper(
-        [[prompt, *[own] * count]], shared, config.hidden_size
-    )
-    return 0 if in_pieces else min(shared, learner.recipe.max_batch_tokens)
+        return 0, 0.0
+    most, own = learner.recipe.max_batch_tokens, max(1, own)
+    count = max(1, min(learner.recipe.group_size, (most - prompt) // own))
+    cells, config = prompt + count * own, learner.policy.config.get_text_config()
+    is_on_cpu, pieces = learner.policy.device.type == "cpu", [[prompt, *[own] * count]]
+    if is_on_cpu and is_cheaper(pieces, cells, attention_width(config)):
+        return 0, count * (prompt + own) / cells
+    return min(cells, most), 0.0
 
 
 def _room(learner: Learner, rollouts: Sequence[Rollout]) -> int | None:

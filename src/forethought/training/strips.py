@@ -4,7 +4,8 @@ A group of G rollouts repeats its prompt of P tokens G times. Laid out as prompt
 completion G, the prompt is computed once; a mask keeps the completions from seeing each other, and
 each counts its positions from the end of the prompt, so every token's log-probability, and the
 gradient, are those of separate rows (the idea of Prefix Grouper, arXiv 2506.05433). What it costs
-is attention, which grows with the square of the strip: siblings join only while that pays.
+is attention, which grows with the square of the strip where it is not computed in pieces
+(`training/pieces.py`): siblings join only while that would pay.
 """
 
 from __future__ import annotations
