@@ -35,7 +35,7 @@ from forethought.sampling.products import (
     can_multiply,
     product_of,
 )
-from forethought.sampling.scaled import Scaled
+from forethought.sampling.scaled import Scaled, tensor_of
 from forethought.sampling.shared_cache import SharedCache
 from forethought.types import Request
 from test_sampling import make_engine, prompt_of, sampled
@@ -69,7 +69,7 @@ def build(name: str) -> Any:
 
 
 def multiply(product: Product, x: torch.Tensor) -> torch.Tensor:
-    return product(Scaled.in_format(x, product.takes)).floats()
+    return tensor_of(product(Scaled.in_format(x, product.takes))).float()
 
 
 def walk(model: Any, lean: LeanModel, steps: int, *, reads: bool = False) -> float:

@@ -17,7 +17,7 @@ from forethought.sampling import team, tiles
 from forethought.sampling.attention import attend, heads_together
 from forethought.sampling.kernels import compiled, put
 from forethought.sampling.products import Tiled
-from forethought.sampling.scaled import Format, Scaled
+from forethought.sampling.scaled import Format, Scaled, tensor_of
 from forethought.sampling.shared_cache import Table
 
 FORMS: list[Format] = [
@@ -43,7 +43,7 @@ def test_tiles_multiply_what_they_are_given(
     layers = [nn.Linear(depth, width, bias=has_bias) for width in widths]
     x = torch.randn(rows, depth) * torch.logspace(-2, 2, rows)[:, None]
     wanted = torch.cat([layer(x) for layer in layers], dim=1)
-    found = Tiled.of(layers, form)(Scaled.in_format(x, form)).floats()
+    found = tensor_of(Tiled.of(layers, form)(Scaled.in_format(x, form)))
     assert found.shape == wanted.shape
     worst = (found - wanted).abs().amax(dim=1)
     assert (worst <= 0.03 * x.norm(dim=1) + 1e-3).all()
@@ -54,9 +54,9 @@ def test_tiles_multiply_what_they_are_given(
 def test_a_row_of_a_tile_is_the_same_whoever_is_beside_it(form: Any) -> None:
     torch.manual_seed(0)
     product, x = Tiled.of([nn.Linear(64, 200)], form), torch.randn(13, 64)
-    together = product(Scaled.in_format(x, form)).floats()
+    together = tensor_of(product(Scaled.in_format(x, form)))
     for row, wanted in zip(x, together, strict=True):
-        assert torch.equal(product(Scaled.in_format(row[None], form)).floats()[0], wanted)
+        assert torch.equal(tensor_of(product(Scaled.in_format(row[None], form)))[0], wanted)
 
 
 @given(
@@ -103,7 +103,7 @@ def test_attention_is_that_of_prompt_and_own_tokens(
         for g, m in zip(given, mine, strict=True)
     )
     wanted = scaled_dot_product_attention(queries[:, :, None], keys, values, scale=1.0)
-    assert torch.allclose(out.floats().view(rows, heads, size), wanted[:, :, 0], atol=1e-4)
+    assert torch.allclose(out.tensor().view(rows, heads, size), wanted[:, :, 0], atol=1e-4)
 
 
 class Config:
@@ -151,7 +151,7 @@ def test_what_is_no_number_stays_none_in_bfloat16(bits: int) -> None:
     broken = np.array([bits & 0xFFFFFFFF] * 3, np.uint32).view(np.float32)
     out, scales = np.zeros((1, 3), np.uint16), np.zeros(1, np.float32)
     round_row(broken, out, scales)
-    assert Scaled(out, scales).floats().isnan().all()
+    assert Scaled(out, scales).tensor().isnan().all()
 
 
 @given(st.lists(st.floats(width=32), min_size=1, max_size=40))
@@ -160,7 +160,9 @@ def test_numbers_round_to_bfloat16_as_torchs_do(numbers: list[float]) -> None:
     out, scales = np.zeros((1, len(row)), np.uint16), np.zeros(1, np.float32)
     round_row(row, out, scales)
     wanted = torch.from_numpy(row).bfloat16().float()
-    assert torch.equal(Scaled(out, scales).floats()[0].nan_to_num(7.0), wanted.nan_to_num(7.0))
+    assert torch.equal(
+        Scaled(out, scales).tensor().float()[0].nan_to_num(7.0), wanted.nan_to_num(7.0)
+    )
 
 
 @compiled

@@ -42,7 +42,6 @@ def heads_together(num_heads: int, num_kv_heads: int) -> tuple[int, ...]:
 def turn_and_store(
     num_threads: int,
     products: Any,
-    product_scales: Any,
     norms: Any,
     epsilon: Any,
     cos: Any,
@@ -64,7 +63,6 @@ def turn_and_store(
     """
     arguments = (
         products,
-        product_scales,
         norms,
         epsilon,
         cos,
@@ -82,7 +80,6 @@ def turn_and_store(
 @compiled
 def _turn_and_store(
     products: Any,
-    product_scales: Any,
     norms: Any,
     epsilon: Any,
     cos: Any,
@@ -101,7 +98,7 @@ def _turn_and_store(
     row = np.empty((num_heads + 2 * kv_heads) * size, np.float32)
     heads = row.reshape(-1, size)
     for r in range(start, stop):
-        take(products, product_scales, r, row)
+        take(products, r, row)
         _turn(heads, num_heads, kv_heads, norms, epsilon, cos[positions[r]], sin[positions[r]])
         queries[r] = heads[:num_heads]
         seat, column = seats[r], own_lengths[r] - 1

@@ -39,7 +39,9 @@ def compiled(function: Kernel) -> Kernel:
         kernel: Any = njit(cache=True, nogil=True, **_OPTIONS)(function)
     except RuntimeError:  # no folder for the machine code can be written
         return njit(nogil=True, **_OPTIONS)(function)  # type: ignore[no-any-return]
-    file = kernel._cache._cache_file
+    file = getattr(getattr(kernel, "_cache", None), "_cache_file", None)
+    if file is None:  # another numba, whose kept code could be of other sources
+        return njit(nogil=True, **_OPTIONS)(function)  # type: ignore[no-any-return]
     file._source_stamp = (file._source_stamp, _digest())
     return kernel  # type: ignore[no-any-return]
 
@@ -106,18 +108,17 @@ def largest(x: Any) -> Any:
     return _SMALLEST + as_float(top)
 
 
-def take(values: Any, scales: Any, r: int, row: Any) -> None:
-    """Row r of what a product gave, (n, K or more), into row (K,): in float32, scaled, or in
-    bfloat16, which has no scales."""
+def take(values: Any, r: int, row: Any) -> None:
+    """Row r of what a product gave, (n, K) in float32 or bfloat16, into row (K,)."""
 
 
 @overload(take, jit_options=_OPTIONS)  # type: ignore[untyped-decorator]
-def _take(values: Any, scales: Any, r: Any, row: Any) -> Any:
-    def from_float32(values: Any, scales: Any, r: Any, row: Any) -> Any:
+def _take(values: Any, r: Any, row: Any) -> Any:
+    def from_float32(values: Any, r: Any, row: Any) -> Any:
         for i in range(len(row)):
-            row[i] = values[r, i] * scales[r]
+            row[i] = values[r, i]
 
-    def from_bfloat16(values: Any, scales: Any, r: Any, row: Any) -> Any:
+    def from_bfloat16(values: Any, r: Any, row: Any) -> Any:
         bits = row.view(np.uint32)
         for i in range(len(row)):
             bits[i] = np.uint32(values[r, i]) << np.uint32(16)
@@ -179,14 +180,13 @@ def add_and_norm(
     num_threads: int,
     hidden: Any,
     more: Any,
-    more_scales: Any,
     weight: Any,
     epsilon: Any,
     out: Any,
     scales: Any,
 ) -> None:
     """hidden (n, D) += more (n, D), and RMSNorm of it into out (n, D)."""
-    arguments = (hidden, more, more_scales, weight, epsilon, out, scales)
+    arguments = (hidden, more, weight, epsilon, out, scales)
     share_out(_add_and_norm, arguments, len(hidden), num_threads)
 
 
@@ -194,7 +194,6 @@ def add_and_norm(
 def _add_and_norm(
     hidden: Any,
     more: Any,
-    more_scales: Any,
     weight: Any,
     epsilon: Any,
     out: Any,
@@ -204,7 +203,7 @@ def _add_and_norm(
 ) -> None:
     row = np.empty(hidden.shape[1], np.float32)
     for r in range(start, stop):
-        take(more, more_scales, r, row)
+        take(more, r, row)
         for i in range(len(row)):
             hidden[r, i] += row[i]
         rms_norm(hidden[r], weight, epsilon, row)
@@ -212,21 +211,19 @@ def _add_and_norm(
 
 
 @compiled
-def silu_gate(num_threads: int, gate_up: Any, gate_up_scales: Any, out: Any, scales: Any) -> None:
+def silu_gate(num_threads: int, gate_up: Any, out: Any, scales: Any) -> None:
     """SwiGLU (arXiv 2002.05202): silu(gate) * up of gate_up (n, 2 * F) into out (n, F)."""
-    arguments = (gate_up, gate_up_scales, out, scales)
+    arguments = (gate_up, out, scales)
     share_out(_silu_gate, arguments, len(out), num_threads)
 
 
 @compiled
-def _silu_gate(
-    gate_up: Any, gate_up_scales: Any, out: Any, scales: Any, start: int, stop: int
-) -> None:
+def _silu_gate(gate_up: Any, out: Any, scales: Any, start: int, stop: int) -> None:
     width = out.shape[1]
     both, row = np.empty(2 * width, np.float32), np.empty(width, np.float32)
     gate, up = both[:width], both[width:]
     for r in range(start, stop):
-        take(gate_up, gate_up_scales, r, both)
+        take(gate_up, r, both)
         for i in range(width):
             row[i] = gate[i] * up[i] / (_ONE + exponential(-gate[i]))
         put(row, out, scales, r)

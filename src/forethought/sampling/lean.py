@@ -22,7 +22,7 @@ from forethought.sampling import kernels
 from forethought.sampling.attention import attend, heads_together, turn_and_store
 from forethought.sampling.cache import round_up
 from forethought.sampling.products import Int8, Product, Tiled, Weights, products_of
-from forethought.sampling.scaled import Scaled
+from forethought.sampling.scaled import Scaled, Values, tensor_of
 from forethought.sampling.shared_cache import Form, Indices, Prompt, Read, SharedCache, Table
 from forethought.sampling.stacks import NUM_STACKS, stacks_of
 
@@ -164,15 +164,15 @@ class LeanModel:
         )
         hidden, more = self._through([token for prompt in prompts for token in prompt], step)
         ends = counts.cumsum() - 1
-        logits = self._logits(hidden[ends], Scaled(more.values[ends], more.scales[ends]))
+        logits = self._logits(hidden[ends], more[ends])
         alone = [table.alone(place, int(count)) for place, count in enumerate(counts)]
         return [Read(row.clone(), mine) for row, mine in zip(logits, alone, strict=True)]
 
-    def _through(self, token_ids: Sequence[int], step: Step) -> tuple[Floats, Scaled]:
+    def _through(self, token_ids: Sequence[int], step: Step) -> tuple[Floats, Values]:
         """All layers: the hidden states (n, D), and what the last layer adds to them."""
         base: Any = self.model.base_model
-        more = Scaled.of(base.embed_tokens(torch.tensor(token_ids)).float())  # (n, D)
-        hidden = np.zeros_like(more.values)
+        more: Values = base.embed_tokens(torch.tensor(token_ids)).float().numpy()  # (n, D)
+        hidden = np.zeros_like(more)
         for layer, block in enumerate(self.blocks):
             x = _add_and_norm(hidden, more, block.attention_norm, block.heads)
             more = block.output(self._attend(block, layer, block.heads(x), step))
@@ -180,8 +180,8 @@ class LeanModel:
             more = block.down(self._gate(block.gate_up(x), block.down))
         return hidden, more
 
-    def _logits(self, hidden: Floats, more: Scaled) -> Tensor:
-        return self.head(_add_and_norm(hidden, more, self.norm, self.head)).floats()
+    def _logits(self, hidden: Floats, more: Values) -> Tensor:
+        return tensor_of(self.head(_add_and_norm(hidden, more, self.norm, self.head))).float()
 
     def _rotation(self, count: int) -> tuple[Floats, Floats]:
         """Cosines and sines (count or more, head_dim) of the rotary position embedding: one table,
@@ -195,13 +195,12 @@ class LeanModel:
         [table] = self.rotations.values()
         return table
 
-    def _attend(self, block: Block, layer: int, heads: Scaled, step: Step) -> Scaled:
-        rows, own, size = len(heads.scales), tuple(step.own), step.cos.shape[1]
+    def _attend(self, block: Block, layer: int, heads: Values, step: Step) -> Scaled:
+        rows, own, size = len(heads), tuple(step.own), step.cos.shape[1]
         queries = np.empty((rows, self.num_heads, size), np.float32)
         turn_and_store(
-            _num_threads(heads.values.size),
-            heads.values,
-            heads.scales,
+            _num_threads(heads.size),
+            heads,
             block.norms,
             block.norms_epsilon,
             step.cos,
@@ -230,29 +229,27 @@ class LeanModel:
         )
         return out
 
-    def _gate(self, gate_up: Scaled, following: Product) -> Scaled:
+    def _gate(self, gate_up: Values, following: Product) -> Scaled:
         """silu(gate) * up, as `following` takes it."""
-        rows = len(gate_up.scales)
+        rows = len(gate_up)
         out = Scaled.room(rows, self.mlp_width, following.takes)
         kernels.silu_gate(
             _num_threads(2 * rows * self.mlp_width),
-            gate_up.values,
-            gate_up.scales,
+            gate_up,
             out.values,
             out.scales,
         )
         return out
 
 
-def _add_and_norm(hidden: Floats, more: Scaled, norm: Norm, following: Product) -> Scaled:
+def _add_and_norm(hidden: Floats, more: Values, norm: Norm, following: Product) -> Scaled:
     """hidden (n, D) += more (n, D), in place; their norm is returned, as `following` takes it."""
     rows, width = hidden.shape
     out = Scaled.room(rows, width, following.takes)
     kernels.add_and_norm(
         _num_threads(hidden.size),
         hidden,
-        more.values,
-        more.scales,
+        more,
         norm.weight,
         norm.epsilon,
         out.values,

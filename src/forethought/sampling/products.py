@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from forethought.machine import usable_cores
-from forethought.sampling.scaled import ZERO, Format, Scaled
+from forethought.sampling.scaled import ZERO, Format, Scaled, Values, tensor_of, values_of
 
 _WORTH_PACKING = 1 << 18
 _WORTH_SPLITTING = 1 << 22
@@ -39,7 +39,7 @@ class Product(Protocol):
     def takes(self) -> Format:
         """The format of x."""
 
-    def __call__(self, x: Scaled) -> Scaled: ...
+    def __call__(self, x: Scaled) -> Values: ...
 
 
 def product_of(layers: Sequence[nn.Module], weights: Weights | None) -> Product:
@@ -107,10 +107,10 @@ class Plain:
     layers: tuple[nn.Module, ...]
     takes: Literal["float32"] = "float32"
 
-    def __call__(self, x: Scaled) -> Scaled:
+    def __call__(self, x: Scaled) -> Values:
         rows = x.tensor().to(next(self.layers[0].parameters()).dtype)
         found = [layer(rows) for layer in self.layers]
-        return Scaled.of((torch.cat(found, dim=-1) if len(found) > 1 else found[0]).float())
+        return values_of((torch.cat(found, dim=-1) if len(found) > 1 else found[0]).float())
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,9 +132,9 @@ class Packed:
     def takes(self) -> Format:
         return "bfloat16" if self.packed.dtype == torch.bfloat16 else "float32"
 
-    def __call__(self, x: Scaled) -> Scaled:
+    def __call__(self, x: Scaled) -> Values:
         product = torch.ops.mkldnn._linear_pointwise
-        return Scaled.of(product(x.tensor(), self.packed, self.bias, "none", [], ""))
+        return values_of(product(x.tensor(), self.packed, self.bias, "none", [], ""))
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,10 +153,10 @@ class Half:
         parts = [pool.submit(_pack_half, layers, part, count) for part in range(count)]
         return lambda: Half(tuple(part.result() for part in parts))
 
-    def __call__(self, x: Scaled) -> Scaled:
+    def __call__(self, x: Scaled) -> Values:
         product = torch.ops.quantized.linear_dynamic_fp16
         found = [product(x.tensor(), part) for part in self.parts]
-        return Scaled.of(torch.cat(found, dim=1) if len(found) > 1 else found[0])
+        return values_of(torch.cat(found, dim=1) if len(found) > 1 else found[0])
 
 
 @torch.no_grad()
@@ -197,7 +197,7 @@ class Tiled:
             biases.flat[:width] = bias.float().numpy()
         return Tiled(panels, offsets, factors, biases, width, form)
 
-    def __call__(self, x: Scaled) -> Scaled:
+    def __call__(self, x: Scaled) -> Values:
         out = np.empty((len(x.scales), self.biases.size), np.float32)
         _tiles().multiply(
             torch.get_num_threads() if self.panels.size > _WORTH_SHARING else 1,
@@ -209,7 +209,7 @@ class Tiled:
             x.scales,
             out,
         )
-        return Scaled.of(torch.from_numpy(out)[:, : self.width])
+        return out if self.width == out.shape[1] else out[:, : self.width]
 
 
 def _word(form: Format) -> Any:
@@ -264,13 +264,13 @@ class Int8:
         quantized = torch._make_per_tensor_quantized_tensor(levels, 1.0, 0)
         return Int8(torch.ops.quantized.linear_prepack(quantized, None), scales, bias)
 
-    def __call__(self, x: Scaled) -> Scaled:
+    def __call__(self, x: Scaled) -> Values:
         scaled, scales = np.empty_like(x.values), np.empty_like(x.scales)
         _kernels().scale_rows(x.values, scaled, scales)
         product = torch.ops.quantized.linear_with_input_q_dq_qweight_dq_output_fp32
         y = product(torch.from_numpy(scaled), 1 / _INPUT_LEVELS, ZERO, self.packed)
         y.mul_(self.scales).mul_(torch.from_numpy(scales)[:, None])
-        return Scaled.of(y if self.bias is None else y.add_(self.bias))
+        return values_of(y if self.bias is None else y.add_(self.bias))
 
 
 @cache
@@ -310,7 +310,7 @@ def can_multiply(weights: Weights) -> bool:
             with warnings.catch_warnings(), ThreadPoolExecutor(1) as pool:
                 warnings.simplefilter("ignore")
                 product = _packing(pool, [layer], weights)()
-                y = product(Scaled.in_format(x, product.takes)).floats()
+                y = tensor_of(product(Scaled.in_format(x, product.takes))).float()
         except (RuntimeError, AttributeError, NotImplementedError, TypeError, ImportError):
             return False
         return bool((y - wanted).abs().max() < 0.05 * wanted.abs().max())

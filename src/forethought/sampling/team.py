@@ -3,6 +3,8 @@
 OpenMP's threads wait for the next product by spinning, and a thread of another kind that works in
 the meantime has to share a core with one that spins. So a kernel runs in OpenMP's own threads: the
 OpenMP library that torch has loaded is asked for them. Without one, all is done in this thread.
+Each kernel has a function of its own that shares it out: numba keeps no machine code of one that is
+made from a kernel.
 """
 
 from __future__ import annotations

@@ -20,7 +20,7 @@ from numba.extending import intrinsic, overload
 from forethought.sampling.kernels import compiled, largest, to_bfloat16
 from forethought.sampling.scaled import ZERO
 from forethought.sampling.team import share_out
-from forethought.sampling.vectors import processor_has
+from forethought.sampling.vectors import processor_has, row_at, spread
 
 _CAN_ASSEMBLE = hasattr(binding, "initialize_native_asmparser")
 HAS_INT8 = _CAN_ASSEMBLE and processor_has("avx512vnni")
@@ -71,21 +71,21 @@ def _tile(
         }
         first, column = values[2], values[9]
         numbers = [b.add(first, _INT(r)) for r in range(count)]
-        input_rows = [_row(b, arrays[1], r) for r in numbers]
+        input_rows = [row_at(b, arrays[1], r) for r in numbers]
         num_words = cgutils.unpack_tuple(b, arrays[3].shape)[0]
         sums = [[cgutils.alloca_once(b, _WORDS) for _ in range(4)] for _ in rows]
         for total in (total for totals in sums for total in totals):
             b.store(_ZEROS, total)
         with cgutils.for_range(b, num_words) as loop:
-            words = _row(b, arrays[3], loop.index)
+            words = row_at(b, arrays[3], loop.index)
             weights = [_load(b, words, v, _WORDS) for v in range(4)]
             for row, totals in zip(input_rows, sums, strict=True):
-                given = _spread(b, b.load(b.gep(row, [loop.index])), _WORDS)
+                given = spread(b, b.gep(row, [loop.index]), _WORDS)
                 for weight, total in zip(weights, totals, strict=True):
                     b.store(_dot(b, b.load(total), given, weight, is_bytes), total)
         for r, totals in zip(numbers, sums, strict=True):
-            scale = _spread(b, b.load(b.gep(arrays[7].data, [r])), _FLOATS)
-            place = b.gep(_row(b, arrays[8], r), [column])
+            scale = spread(b, b.gep(arrays[7].data, [r]), _FLOATS)
+            place = b.gep(row_at(b, arrays[8], r), [column])
             for v, total in enumerate(totals):
                 y = b.load(total)
                 if is_bytes:
@@ -109,20 +109,9 @@ def _dot(b: Any, total: Any, given: Any, weight: Any, is_bytes: bool) -> Any:
     return b.asm(kind, f"{instruction} $2, $1, $0", "=v,v,v,0", operands, False)
 
 
-def _row(b: Any, array: Any, index: Any) -> Any:
-    offset = b.mul(cgutils.unpack_tuple(b, array.strides)[0], index)
-    return b.inttoptr(b.add(b.ptrtoint(array.data, _INT), offset), array.data.type)
-
-
 def _load(b: Any, place: Any, vector: int, kind: Any) -> Any:
     at = b.gep(place, [_INT(vector * _LANES)])
     return b.load(b.bitcast(at, kind.as_pointer()), align=4)
-
-
-def _spread(b: Any, number: Any, kind: Any) -> Any:
-    nothing = ir.Constant(kind, ir.Undefined)
-    first = b.insert_element(nothing, number, _INT32(0))
-    return b.shuffle_vector(first, nothing, _ZEROS)
 
 
 @compiled

@@ -57,11 +57,11 @@ def score(
         )
         num_blocks, first = values[3], values[5]
         head_dim = cgutils.unpack_tuple(b, queries.shape)[1]
-        query_rows = [_row(b, queries, _INT(h)) for h in range(len(heads))]
-        score_rows = [b.gep(_row(b, scores, _INT(h)), [first]) for h in range(len(heads))]
+        query_rows = [row_at(b, queries, _INT(h)) for h in range(len(heads))]
+        score_rows = [b.gep(row_at(b, scores, _INT(h)), [first]) for h in range(len(heads))]
         sums = [[_sum(b) for _ in range(_CHAINS)] for _ in heads]
         with cgutils.for_range(b, num_blocks) as block:
-            key = _row(b, keys, block.index)
+            key = row_at(b, keys, block.index)
             for total in (total for chains in sums for total in chains):
                 b.store(_zeros(), total)
             with cgutils.for_range_slice(b, _INT(0), head_dim, _INT(_CHAINS)) as (start, _):
@@ -69,7 +69,9 @@ def score(
                     i = b.add(start, _INT(chain))
                     numbers = _load(b, b.gep(key, [b.mul(i, _INT(LANES))]))
                     for query, chains in zip(query_rows, sums, strict=True):
-                        _add_product(b, chains[chain], _spread(b, b.gep(query, [i])), numbers)
+                        _add_product(
+                            b, chains[chain], spread(b, b.gep(query, [i]), _VECTOR), numbers
+                        )
             for target, chains in zip(score_rows, sums, strict=True):
                 parts = [b.load(chain) for chain in chains]
                 place = b.gep(target, [b.mul(block.index, _INT(LANES))])
@@ -103,10 +105,10 @@ def _weighing(num_vectors: int) -> Any:
                 _array(context, b, signature.args[i], arguments[i]) for i in (1, 3, 5)
             )
             first, count, at = arguments[2], arguments[4], arguments[6]
-            weight_rows = [b.gep(_row(b, weights, _INT(h)), [first]) for h in range(len(heads))]
+            weight_rows = [b.gep(row_at(b, weights, _INT(h)), [first]) for h in range(len(heads))]
             offsets = [b.add(at, _INT(v * LANES)) for v in range(num_vectors)]
             places = [
-                [b.gep(_row(b, out, _INT(h)), [o]) for o in offsets] for h in range(len(heads))
+                [b.gep(row_at(b, out, _INT(h)), [o]) for o in offsets] for h in range(len(heads))
             ]
             sums = [[_sum(b) for _ in offsets] for _ in heads]
             pairs = [
@@ -115,11 +117,12 @@ def _weighing(num_vectors: int) -> Any:
             for total, place in pairs:
                 b.store(_load(b, place), total)
             with cgutils.for_range(b, count) as token:
-                row = _row(b, values, token.index)
-                spread = [_spread(b, b.gep(weight, [token.index])) for weight in weight_rows]
+                row = row_at(b, values, token.index)
+                at_token = [b.gep(weight, [token.index]) for weight in weight_rows]
+                factors = [spread(b, place, _VECTOR) for place in at_token]
                 for v, offset in enumerate(offsets):
                     numbers = _load(b, b.gep(row, [offset]))
-                    for factor, totals in zip(spread, sums, strict=True):
+                    for factor, totals in zip(factors, sums, strict=True):
                         _add_product(b, totals[v], factor, numbers)
             for total, place in pairs:
                 _store(b, b.load(total), place)
@@ -137,7 +140,7 @@ def _array(context: Any, b: Any, kind: Any, value: Any) -> Any:
     return context.make_array(kind)(context, b, value)
 
 
-def _row(b: Any, array: Any, index: Any) -> Any:
+def row_at(b: Any, array: Any, index: Any) -> Any:
     """Where array[index] begins."""
     offset = b.mul(cgutils.unpack_tuple(b, array.strides)[0], index)
     return b.inttoptr(b.add(b.ptrtoint(array.data, _INT), offset), array.data.type)
@@ -170,9 +173,9 @@ def _store(b: Any, vector: Any, place: Any) -> None:
     b.store(vector, b.bitcast(place, _VECTOR.as_pointer()), align=4)
 
 
-def _spread(b: Any, place: Any) -> Any:
-    """The number at `place`, LANES times."""
-    nothing = ir.Constant(_VECTOR, ir.Undefined)
+def spread(b: Any, place: Any, kind: Any) -> Any:
+    """The number at `place`, in every lane of a vector of that kind."""
+    nothing = ir.Constant(kind, ir.Undefined)
     first = b.insert_element(nothing, b.load(place), _INT32(0))
-    mask = ir.Constant(ir.VectorType(_INT32, LANES), [0] * LANES)
+    mask = ir.Constant(ir.VectorType(_INT32, kind.count), [0] * kind.count)
     return b.shuffle_vector(first, nothing, mask)
