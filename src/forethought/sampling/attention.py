@@ -172,16 +172,22 @@ def _attend(
     scores = np.empty((len(together), most + LANES), np.float32)
     for r in range(start, stop):
         g, first, s, count = groups[r], prompt_lengths[r], seats[r], own_lengths[r]
+        following = min(r + 1, len(seats) - 1)
+        g2, s2 = groups[following], seats[following]  # fetched meanwhile
         for j in range(0, num_heads, len(together)):
             h = j // repeats
             asking, sums = queries[r, j : j + len(together)], found[j : j + len(together)]
-            score(together, asking, prompt_keys[layer, g, h], _blocks(first), scores, 0)
-            score(together, asking, own_keys[layer, s, h], _blocks(count), scores, first)
+            shared, ahead = prompt_keys[layer, g, h], prompt_keys[layer, g2, h]
+            score(together, asking, shared, _blocks(first), scores, 0, ahead)
+            mine, ahead = own_keys[layer, s, h], own_keys[layer, s2, h]
+            score(together, asking, mine, _blocks(count), scores, first, ahead)
             for i in range(len(together)):
                 _softmax(scores[i], first + count)
             sums[:] = _ZERO
-            _weigh(together, scores, 0, prompt_values[layer, g, h], first, sums)
-            _weigh(together, scores, first, own_values[layer, s, h], count, sums)
+            shared, ahead = prompt_values[layer, g, h], prompt_values[layer, g2, h]
+            _weigh(together, scores, 0, shared, first, sums, ahead)
+            mine, ahead = own_values[layer, s, h], own_values[layer, s2, h]
+            _weigh(together, scores, first, mine, count, sums, ahead)
         for j in range(num_heads):
             row[j * size : (j + 1) * size] = found[j, :size]
         put(row, out, scales, r)
@@ -230,18 +236,20 @@ def _softmax(x: Any, count: int) -> None:
 
 
 @compiled
-def _weigh(together: Any, weights: Any, first: int, values: Any, count: int, out: Any) -> None:
+def _weigh(
+    together: Any, weights: Any, first: int, values: Any, count: int, out: Any, ahead: Any
+) -> None:
     """out (H, head_dim) += weights[h, first + t] * values[t], summed over t < count: as many
-    vectors at a time as there are registers for."""
+    vectors at a time as there are registers for. `ahead` as in `weigh`."""
     at, size = 0, out.shape[1]
     if 4 * len(together) <= SUMS:
         while at + 4 * LANES <= size:
-            weigh_4(together, weights, first, values, count, out, at)
+            weigh_4(together, weights, first, values, count, out, at, ahead)
             at += 4 * LANES
     if 2 * len(together) <= SUMS:
         while at + 2 * LANES <= size:
-            weigh_2(together, weights, first, values, count, out, at)
+            weigh_2(together, weights, first, values, count, out, at, ahead)
             at += 2 * LANES
     while at < size:
-        weigh_1(together, weights, first, values, count, out, at)
+        weigh_1(together, weights, first, values, count, out, at, ahead)
         at += LANES

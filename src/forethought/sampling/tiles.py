@@ -32,6 +32,7 @@ if HAS_INT8 or HAS_BFLOAT16:
 PANEL = 64  # outputs of a tile
 _LANES = 16
 _ROWS = 6  # of a tile: 24 registers of sums, 4 of weights
+_ROWS_EACH = 16  # from so many rows a thread on, threads share out rows and not panels
 _TOP = np.float32(127)
 _INT, _INT32 = ir.IntType(64), ir.IntType(32)
 _WORDS, _FLOATS = ir.VectorType(_INT32, _LANES), ir.VectorType(ir.FloatType(), _LANES)
@@ -126,13 +127,37 @@ def multiply(
     out: Any,
 ) -> None:
     """The product of inputs (n, W) with panels (P, W, PANEL), into out (n, P * PANEL); offsets,
-    factors and biases are (P, PANEL). See `_tile`."""
+    factors and biases are (P, PANEL). See `_tile`.
+
+    With few rows every thread reads its own share of the weights, which is what takes time then.
+    With many it has its own rows, as in the passes between two products, so that what one thread
+    wrote is not read by another, whose cache it would have to be fetched from.
+    """
     arguments = (inputs, panels, offsets, factors, biases, scales, out)
-    share_out(_multiply, arguments, len(panels), num_threads)
+    if len(inputs) >= _ROWS_EACH * num_threads:
+        share_out(_multiply_rows, arguments, len(inputs), num_threads)
+    else:
+        share_out(_multiply_panels, arguments, len(panels), num_threads)
 
 
 @compiled
-def _multiply(
+def _multiply_rows(
+    inputs: Any,
+    panels: Any,
+    offsets: Any,
+    factors: Any,
+    biases: Any,
+    scales: Any,
+    out: Any,
+    start: int,
+    stop: int,
+) -> None:
+    for p in range(len(panels)):
+        _multiply_panel(inputs, panels, offsets, factors, biases, scales, out, p, start, stop)
+
+
+@compiled
+def _multiply_panels(
     inputs: Any,
     panels: Any,
     offsets: Any,
@@ -144,21 +169,37 @@ def _multiply(
     stop: int,
 ) -> None:
     for p in range(start, stop):
-        w, o, f, b, c = panels[p], offsets[p], factors[p], biases[p], p * PANEL
-        r, n = 0, len(inputs)
-        while n - r >= _ROWS:
-            _tile((0, 0, 0, 0, 0, 0), inputs, r, w, o, f, b, scales, out, c)
-            r += _ROWS
-        if n - r == 5:
-            _tile((0, 0, 0, 0, 0), inputs, r, w, o, f, b, scales, out, c)
-        elif n - r == 4:
-            _tile((0, 0, 0, 0), inputs, r, w, o, f, b, scales, out, c)
-        elif n - r == 3:
-            _tile((0, 0, 0), inputs, r, w, o, f, b, scales, out, c)
-        elif n - r == 2:
-            _tile((0, 0), inputs, r, w, o, f, b, scales, out, c)
-        elif n - r == 1:
-            _tile((0,), inputs, r, w, o, f, b, scales, out, c)
+        _multiply_panel(inputs, panels, offsets, factors, biases, scales, out, p, 0, len(inputs))
+
+
+@compiled
+def _multiply_panel(
+    inputs: Any,
+    panels: Any,
+    offsets: Any,
+    factors: Any,
+    biases: Any,
+    scales: Any,
+    out: Any,
+    p: int,
+    start: int,
+    stop: int,
+) -> None:
+    w, o, f, b, c = panels[p], offsets[p], factors[p], biases[p], p * PANEL
+    r = start
+    while stop - r >= _ROWS:
+        _tile((0, 0, 0, 0, 0, 0), inputs, r, w, o, f, b, scales, out, c)
+        r += _ROWS
+    if stop - r == 5:
+        _tile((0, 0, 0, 0, 0), inputs, r, w, o, f, b, scales, out, c)
+    elif stop - r == 4:
+        _tile((0, 0, 0, 0), inputs, r, w, o, f, b, scales, out, c)
+    elif stop - r == 3:
+        _tile((0, 0, 0), inputs, r, w, o, f, b, scales, out, c)
+    elif stop - r == 2:
+        _tile((0, 0), inputs, r, w, o, f, b, scales, out, c)
+    elif stop - r == 1:
+        _tile((0,), inputs, r, w, o, f, b, scales, out, c)
 
 
 @compiled

@@ -6,6 +6,9 @@ block (head_dim, LANES): one register then holds one number of each token's key,
 across a register. Several queries that share their keys go over them together. `heads` is a tuple
 as long as there are queries, as that number must be known when the loops are compiled.
 
+While they go over one row's keys and values they ask for the next row's, whose place a processor
+cannot guess: reading them from memory takes longer than going over them.
+
 Keys and values are float32, or uint16, which stands for the upper half of a float32: bfloat16.
 """
 
@@ -36,24 +39,35 @@ SUMS = 24 if _IS_WIDE else 12  # registers that can hold sums, beside what is re
 MOST_HEADS = 8 if _IS_WIDE else 6
 _CHAINS = 2  # sums of one score that do not wait for each other
 
+_BYTES = ir.IntType(8).as_pointer()
+_LINE = 64  # bytes that the processor reads from memory at once
 _INT, _INT32 = ir.IntType(64), ir.IntType(32)
 _VECTOR = ir.VectorType(ir.FloatType(), LANES)
+_TO_READ, _SECOND_CACHE, _DATA = 0, 2, 1  # in LLVM's numbers
 _FLAGS = ("nsz", "contract", "reassoc")  # multiply and add in one
 
 
 @intrinsic  # type: ignore[untyped-decorator]
 def score(
-    typing: Any, heads: Any, queries: Any, keys: Any, num_blocks: Any, scores: Any, first: Any
+    typing: Any,
+    heads: Any,
+    queries: Any,
+    keys: Any,
+    num_blocks: Any,
+    scores: Any,
+    first: Any,
+    ahead: Any,
 ) -> Any:
     """scores[h, first + t] = queries[h] . key t for every token t of `num_blocks` blocks.
 
     queries: (H, head_dim), H the length of `heads` and head_dim even; keys: (blocks, head_dim,
-    LANES); scores: (at least H, tokens), with room for all tokens of the last block.
+    LANES); scores: (at least H, tokens), with room for all tokens of the last block. `ahead` are
+    the keys that will be scored next: as many blocks of them are fetched meanwhile.
     """
 
     def body(context: Any, b: Any, signature: Any, values: Any) -> Any:
-        queries, keys, scores = (
-            _array(context, b, signature.args[i], values[i]) for i in (1, 2, 4)
+        queries, keys, scores, following = (
+            _array(context, b, signature.args[i], values[i]) for i in (1, 2, 4, 6)
         )
         num_blocks, first = values[3], values[5]
         head_dim = cgutils.unpack_tuple(b, queries.shape)[1]
@@ -67,7 +81,10 @@ def score(
             with cgutils.for_range_slice(b, _INT(0), head_dim, _INT(_CHAINS)) as (start, _):
                 for chain in range(_CHAINS):
                     i = b.add(start, _INT(chain))
-                    numbers = _load(b, b.gep(key, [b.mul(i, _INT(LANES))]))
+                    offset = b.mul(i, _INT(LANES))
+                    if chain % _per_line(keys) == 0:
+                        _fetch(b, b.gep(row_at(b, following, block.index), [offset]))
+                    numbers = _load(b, b.gep(key, [offset]))
                     for query, chains in zip(query_rows, sums, strict=True):
                         _add_product(
                             b, chains[chain], spread(b, b.gep(query, [i]), _VECTOR), numbers
@@ -78,7 +95,7 @@ def score(
                 _store(b, b.fadd(*parts, flags=_FLAGS), place)
         return context.get_dummy_value()
 
-    return types.void(heads, queries, keys, num_blocks, scores, first), body
+    return types.void(heads, queries, keys, num_blocks, scores, first, ahead), body
 
 
 def _weighing(num_vectors: int) -> Any:
@@ -92,17 +109,18 @@ def _weighing(num_vectors: int) -> Any:
         count: Any,
         out: Any,
         at: Any,
+        ahead: Any,
     ) -> Any:
         """out[h, at:] += the sum over t < count of weights[h, first + t] * values[t, at:], of so
         many vectors; H is the length of `heads`.
 
         weights: (at least H, tokens); values: (tokens, head_dim); out: (H, head_dim), head_dim
-        rounded up to whole vectors.
+        rounded up to whole vectors; `ahead`: the values that will be weighed next.
         """
 
         def body(context: Any, b: Any, signature: Any, arguments: Any) -> Any:
-            weights, values, out = (
-                _array(context, b, signature.args[i], arguments[i]) for i in (1, 3, 5)
+            weights, values, out, following = (
+                _array(context, b, signature.args[i], arguments[i]) for i in (1, 3, 5, 7)
             )
             first, count, at = arguments[2], arguments[4], arguments[6]
             weight_rows = [b.gep(row_at(b, weights, _INT(h)), [first]) for h in range(len(heads))]
@@ -120,6 +138,8 @@ def _weighing(num_vectors: int) -> Any:
                 row = row_at(b, values, token.index)
                 at_token = [b.gep(weight, [token.index]) for weight in weight_rows]
                 factors = [spread(b, place, _VECTOR) for place in at_token]
+                for offset in offsets[:: _per_line(values)]:
+                    _fetch(b, b.gep(row_at(b, following, token.index), [offset]))
                 for v, offset in enumerate(offsets):
                     numbers = _load(b, b.gep(row, [offset]))
                     for factor, totals in zip(factors, sums, strict=True):
@@ -128,12 +148,26 @@ def _weighing(num_vectors: int) -> Any:
                 _store(b, b.load(total), place)
             return context.get_dummy_value()
 
-        return types.void(heads, weights, first, values, count, out, at), body
+        return types.void(heads, weights, first, values, count, out, at, ahead), body
 
     return weigh
 
 
 weigh_1, weigh_2, weigh_4 = _weighing(1), _weighing(2), _weighing(4)
+
+
+def _fetch(b: Any, place: Any) -> None:
+    """Ask for the line at `place`, to be read from the second cache before long."""
+    kind = ir.FunctionType(ir.VoidType(), [_BYTES, _INT32, _INT32, _INT32])
+    prefetch = cgutils.get_or_insert_function(b.module, kind, "llvm.prefetch.p0i8")
+    b.call(prefetch, [b.bitcast(place, _BYTES), *map(_INT32, (_TO_READ, _SECOND_CACHE, _DATA))])
+
+
+def _per_line(numbers: Any) -> int:
+    """Vectors that stand in one line of memory."""
+    kind = numbers.data.type.pointee
+    size = 4 if kind == ir.FloatType() else int(kind.width) // 8
+    return max(1, _LINE // (LANES * size))
 
 
 def _array(context: Any, b: Any, kind: Any, value: Any) -> Any:
