@@ -4,9 +4,10 @@
 
 Shapes are SmolLM2-135M's. Products of gate and up (576 x 3,072) and of the head (576 x 49,152) by
 our tiles and by the library that packs where there are none (oneDNN's bfloat16, FBGEMM's int8),
-with 1, 8 and 128 rows, and packing the head; 128 tokens drawn from the whole vocabulary, compiled
-and by torch; attention of 128 rows (prompts of 80 tokens, 64 of their own) after a product of
-torch's, in one thread, in OpenMP's and in two of Python's own. Medians of 31 in turn. Writes
+with 1, 8 and 128 rows, and packing the head; gate and up of 128 rows and the pass behind them,
+threads sharing out rows or outputs of our tiles; 128 tokens drawn from the whole vocabulary,
+compiled and by torch; attention of 128 rows (prompts of 80 tokens, 64 of their own) after a product
+of torch's, in one thread, in OpenMP's and in two of Python's own. Medians of 31 in turn. Writes
 docs/results/lean_bf16.json; on a processor without AVX-512's dot products it measures nothing.
 """
 
@@ -29,6 +30,7 @@ from forethought.machine import usable_cores
 from forethought.sampling import draw, products, tiles
 from forethought.sampling.attention import attend
 from forethought.sampling.draw import Kinds, draw_tokens
+from forethought.sampling.kernels import silu_gate
 from forethought.sampling.products import product_of
 from forethought.sampling.scaled import Scaled
 from forethought.sampling.vectors import LANES
@@ -83,6 +85,25 @@ def of_products(weights: Any) -> dict[str, float]:
     )
     found["pack_ratio"] = round(packing["library"] / packing["tiles"], 1)
     return found | {f"pack_{way}": value for way, value in packing.items()}
+
+
+def of_sharing() -> dict[str, float]:
+    """What a thread writes the same thread reads where both passes share out rows."""
+    product: Any = product_of([nn.Linear(*SHAPES["gate_up"], bias=False)], "bfloat16")
+    x, rows = Scaled.in_format(torch.randn(128, SHAPES["gate_up"][0]), product.takes), 128
+    y = np.empty((rows, SHAPES["gate_up"][1]), np.float32)
+    out, threads = Scaled.room(rows, y.shape[1] // 2, "bfloat16"), usable_cores()
+    rest = product.panels, product.offsets, product.factors, product.biases, x.scales, y
+
+    def way(multiply: Any) -> Callable[[], object]:
+        def run() -> None:
+            multiply(threads, x.values.view(np.uint32), *rest)
+            silu_gate(threads, y, out.values, out.scales)
+
+        return run
+
+    times = in_turn({"rows": way(tiles.multiply_rows), "outputs": way(tiles.multiply_panels)})
+    return times | {"ratio": round(times["outputs"] / times["rows"], 2)}
 
 
 def of_drawing() -> dict[str, float]:
@@ -159,6 +180,7 @@ def main() -> None:
     summary = {
         "bfloat16": of_products("bfloat16"),
         "int8": of_products("int8"),
+        "sharing": of_sharing(),
         "draw": of_drawing(),
         "attention": of_attention(),
     }

@@ -3,10 +3,12 @@
     python bench/bench_smollm2_step.py [--model RUN] [--steps 4]
 
 Both sides make the steps of recipes/smollm2-arithmetic.toml: 16 prompts x 8 rollouts of at most 64
-tokens, the same problems and rewards; TRL in float32 in micro-batches of 32, ours with rollouts in
-float16 and in int8, each in a process of its own. The first step does not count, and medians are of
-the others. The cold start is made first, unless --model names one. Writes
-docs/results/smollm2_step.json.
+tokens, the same problems and rewards; TRL in micro-batches of 32, ours with rollouts in the format
+that is the default here (float16, or bfloat16 on a processor with that arithmetic) and in int8,
+each in a process of its own. On such a processor a step of TRL is tried in float32 and in bfloat16,
+and the faster is the peer. The first step does not count, and medians are of the others. The cold
+start is made first, unless --model names one. Writes docs/results/smollm2_step.json, or
+smollm2_step_bf16.json.
 """
 
 from __future__ import annotations
@@ -21,12 +23,14 @@ import tomllib
 from itertools import pairwise
 from pathlib import Path
 
+from device import half, is_bf16, name_here
 from forethought.models.load import load_model
 from forethought.models.save import save_model
 from forethought.toml import to_toml
 from record import write_result
 from trl_side import ROOT, train_trl
 
+DTYPES = ["float32", "bfloat16"] if is_bf16() else ["float32"]  # of TRL
 TASK, PROMPTS, GROUP, MAX_TOKENS, RATE = "sum:difficulty=2", 16, 8, 64, 2e-5
 
 
@@ -41,17 +45,18 @@ def cold_start(folder: Path) -> Path:
     return folder / "run" / "model"
 
 
-def trl(model: Path, folder: Path, steps: int) -> list[float]:
-    """Seconds of TRL's steps."""
+def trl(model: Path, folder: Path, dtype: str, steps: int) -> list[float]:
+    """Seconds of TRL's steps after the first."""
     until = train_trl(
         model, TASK, RATE, 0, steps, 1, folder,
         "--prompts", PROMPTS, "--group", GROUP, "--max-tokens", MAX_TOKENS, "--micro-batch", 32,
+        "--dtype", dtype,
     )  # fmt: skip
     return [after - before for before, after in pairwise(until.values())]
 
 
 def ours(model: Path, folder: Path, rollout_dtype: str, steps: int) -> list[float]:
-    """Seconds of our steps."""
+    """Seconds of our steps after the first."""
     changes = {
         "stage": "rl", "model": model, "run_dir": folder, "task": TASK, "num_steps": steps,
         "prompts_per_step": PROMPTS, "group_size": GROUP, "max_tokens": MAX_TOKENS,
@@ -81,20 +86,24 @@ def main() -> None:
         model = folder / "model"
         save_model(loaded.model, loaded.tokenizer, model)
         del loaded
-        for rollout_dtype in ("float16", "int8"):
+        for rollout_dtype in (half(), "int8"):
             run = folder / rollout_dtype
             seconds[rollout_dtype] = ours(model, run, rollout_dtype, arguments.steps)
             print(rollout_dtype, seconds[rollout_dtype], file=sys.stderr, flush=True)
-        seconds["trl"] = trl(model, folder / "trl", arguments.steps)
+        tried = {d: trl(model, folder / f"trl-{d}", d, 2)[0] for d in DTYPES if len(DTYPES) > 1}
+        print("trl", tried, file=sys.stderr, flush=True)
+        peer = min(tried, key=tried.__getitem__, default=DTYPES[0])
+        seconds["trl"] = trl(model, folder / "trl", peer, arguments.steps)
         print("trl", seconds["trl"], file=sys.stderr, flush=True)
     medians = {name: statistics.median(found) for name, found in seconds.items()}
     write_result(
-        "smollm2_step",
+        name_here("smollm2_step"),
         command="python bench/bench_smollm2_step.py",
         seeds=[0],
-        raw=seconds,
+        raw=seconds | {"tried": tried},
         summary={name: round(value, 1) for name, value in medians.items()}
-        | {f"{n}_ratio": round(medians["trl"] / medians[n], 2) for n in ("float16", "int8")},
+        | {f"{n}_ratio": round(medians["trl"] / medians[n], 2) for n in (half(), "int8")}
+        | {"peer": peer, "tried": {dtype: round(s, 1) for dtype, s in tried.items()}},
     )
 
 

@@ -133,11 +133,42 @@ def multiply(
     With many it has its own rows, as in the passes between two products, so that what one thread
     wrote is not read by another, whose cache it would have to be fetched from.
     """
-    arguments = (inputs, panels, offsets, factors, biases, scales, out)
     if len(inputs) >= _ROWS_EACH * num_threads:
-        share_out(_multiply_rows, arguments, len(inputs), num_threads)
+        multiply_rows(num_threads, inputs, panels, offsets, factors, biases, scales, out)
     else:
-        share_out(_multiply_panels, arguments, len(panels), num_threads)
+        multiply_panels(num_threads, inputs, panels, offsets, factors, biases, scales, out)
+
+
+@compiled
+def multiply_rows(
+    num_threads: int,
+    inputs: Any,
+    panels: Any,
+    offsets: Any,
+    factors: Any,
+    biases: Any,
+    scales: Any,
+    out: Any,
+) -> None:
+    """`multiply`, rows shared out among threads."""
+    arguments = (inputs, panels, offsets, factors, biases, scales, out)
+    share_out(_multiply_rows, arguments, len(inputs), num_threads)
+
+
+@compiled
+def multiply_panels(
+    num_threads: int,
+    inputs: Any,
+    panels: Any,
+    offsets: Any,
+    factors: Any,
+    biases: Any,
+    scales: Any,
+    out: Any,
+) -> None:
+    """`multiply`, outputs shared out."""
+    arguments = (inputs, panels, offsets, factors, biases, scales, out)
+    share_out(_multiply_panels, arguments, len(panels), num_threads)
 
 
 @compiled
