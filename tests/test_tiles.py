@@ -59,6 +59,24 @@ def test_a_row_of_a_tile_is_the_same_whoever_is_beside_it(form: Any) -> None:
         assert torch.equal(tensor_of(product(Scaled.in_format(row[None], form)))[0], wanted)
 
 
+@pytest.mark.skipif(not FORMS, reason="no dot products here")
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("threads", [1, 2, 3])
+@pytest.mark.parametrize("rows", [1, 2, 13, 64])
+def test_threads_may_share_out_rows_or_outputs(form: Any, threads: int, rows: int) -> None:
+    torch.manual_seed(0)
+    product, x = Tiled.of([nn.Linear(64, 300)], form), Scaled.in_format(torch.randn(rows, 64), form)
+    found = [np.full((rows, 320), np.nan, np.float32) for _ in range(3)]
+    for multiply, out in zip(
+        [tiles.multiply, tiles.multiply_rows, tiles.multiply_panels], found, strict=True
+    ):
+        words = x.values.view(product.panels.dtype)
+        rest = product.panels, product.offsets, product.factors, product.biases
+        multiply(threads, words, *rest, x.scales, out)
+    assert np.isfinite(found[0]).all()
+    assert (found[0] == found[1]).all() and (found[0] == found[2]).all()
+
+
 @given(
     kv_heads=st.integers(1, 3),
     repeats=st.integers(1, 13),
