@@ -197,8 +197,23 @@ def test_a_row_in_int8_is_the_same_whoever_else_is_in_the_batch(
         assert torch.equal(alone[0], wanted)
 
 
+def add_noise(model: Any) -> None:
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(torch.randn_like(parameter))
+
+
+def take_a_fused_step(model: Any) -> None:
+    """torch counts no change of a parameter then."""
+    optimizer = torch.optim.AdamW(model.parameters(), lr=0.5, fused=True)
+    for parameter in model.parameters():
+        parameter.grad = torch.randn_like(parameter)
+    optimizer.step()
+
+
 @pytest.mark.skipif(not can_multiply("int8"), reason="no int8 product here")
-def test_int8_copies_follow_the_weights(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("change", [add_noise, take_a_fused_step])
+def test_int8_copies_follow_the_weights(change: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(products, "_WORTH_PACKING", 0)
     model = copy.deepcopy(make_engine().model)
     request = Request(prompt_ids=prompt_of(4), params=sampled(12, n=4))
@@ -209,11 +224,25 @@ def test_int8_copies_follow_the_weights(monkeypatch: pytest.MonkeyPatch) -> None
     engine = make_engine(model, weights="int8")
     before = sample(engine)
     assert sample(engine) == before
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.add_(torch.randn_like(parameter))
+    change(model)
     assert sample(engine) != before
     assert sample(engine) == sample(make_engine(model, weights="int8"))
+
+
+@pytest.mark.skipif(not can_multiply("int8"), reason="no int8 product here")
+def test_published_weights_are_packed_anew(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where the engine's model is the one that learned, of which few numbers changed."""
+    monkeypatch.setattr(products, "_WORTH_PACKING", 0)
+    engine = make_engine(copy.deepcopy(make_engine().model), weights="int8")
+    request = Request(prompt_ids=prompt_of(4), params=sampled(12, n=4))
+    before = engine.generate([request])
+    head = engine.model.get_output_embeddings().weight
+    head.data[1::2] += 1.0  # unseen by torch
+    engine.update_weights(engine.model, 1)
+    after = engine.generate([request])
+    fresh = make_engine(engine.model, weights="int8").generate([request])
+    assert [c.token_ids for c in after[0]] == [c.token_ids for c in fresh[0]]
+    assert [c.token_ids for c in after[0]] != [c.token_ids for c in before[0]]
 
 
 def test_a_model_loaded_in_inference_mode_can_be_sampled_from() -> None:

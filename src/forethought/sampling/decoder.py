@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
 from functools import cache
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
@@ -36,6 +37,7 @@ FAMILIES = frozenset({"llama", "qwen2", "qwen3"})
 _STATIC_ROPE = frozenset({"default", "linear", "llama3", "yarn"})
 _SHARE_OF_MEMORY = 0.25
 _SHARE_TO_KEEP = 0.5
+_NUMBERS_EACH = 16  # of a parameter's, to see whether it has changed
 
 
 class Decoder:
@@ -49,8 +51,7 @@ class Decoder:
         self._weights: Weights = weights
         self._max_cache_bytes = max_cache_bytes
         self._lean: LeanModel | None = None
-        # where the weights stood that copies were made of
-        self._packed_of: list[tuple[int, int]] = []
+        self._packed_of: Marks | None = None  # of the weights that copies were made of
         self._fused: FusedModel | None = None
         self._cache: SlotCache | None = None
         self._stretches: Stretches | None = None
@@ -83,13 +84,12 @@ class Decoder:
         if not has_lean_step(self._model):
             self._lean = None
             return
-        parameters = self._model.parameters()
-        versions = [(p.data_ptr(), 0 if p.is_inference() else p._version) for p in parameters]
-        if self._lean is None or versions != self._packed_of:
+        marks = Marks.of(self._model)
+        if self._lean is None or self._packed_of is None or not marks.are_those(self._packed_of):
             from forethought.sampling.lean import LeanModel
 
             weights = self._weights if _can_afford_copies(self._model) else None
-            self._lean, self._packed_of = LeanModel.of(self._model, weights), versions
+            self._lean, self._packed_of = LeanModel.of(self._model, weights), marks
 
     def prefill(self, prompts: Sequence[Prompt], dtype: torch.dtype) -> Sequence[Prefill | Read]:
         """Read the prompts; where the model's own forward pass does it, under autocast to
@@ -143,10 +143,36 @@ class Decoder:
             return
         self.clear()
 
+    def drop_copies(self) -> None:
+        """The weights have changed: what was made of them is made anew."""
+        self._lean = None
+
     def clear(self) -> None:
         """Give back everything, whatever it takes to make it anew."""
-        self._cache, self._lean, self._packed_of = None, None, []
+        self._cache, self._lean, self._packed_of = None, None, None
         self._fused, self._stretches = None, None
+
+
+@dataclass(frozen=True, slots=True)
+class Marks:
+    """By what weights are recognised: where they stand, how often torch saw them change, and a few
+    numbers of each, as torch's fused optimizers change them unseen."""
+
+    places: tuple[tuple[int, int], ...]
+    numbers: Tensor
+
+    @staticmethod
+    @torch.no_grad()
+    def of(model: PreTrainedModel) -> Marks:
+        parameters = list(model.parameters())
+        few = [p.reshape(-1)[:: max(1, p.numel() // _NUMBERS_EACH)].float() for p in parameters]
+        return Marks(
+            tuple((p.data_ptr(), 0 if p.is_inference() else p._version) for p in parameters),
+            torch.cat(few),
+        )
+
+    def are_those(self, other: Marks) -> bool:
+        return self.places == other.places and torch.equal(self.numbers, other.numbers)
 
 
 def has_lean_step(model: PreTrainedModel) -> bool:

@@ -104,6 +104,7 @@ class LocalEngine:
         for mine, theirs in pairs:
             if mine is not theirs:
                 mine.copy_(theirs)
+        self._decoder.drop_copies()
         self.policy_version = policy_version
 
     def prompt_ids(self, request: Request) -> Prompt:
