@@ -95,14 +95,14 @@ def of_sharing() -> dict[str, float]:
     out, threads = Scaled.room(rows, y.shape[1] // 2, "bfloat16"), usable_cores()
     rest = product.panels, product.offsets, product.factors, product.biases, x.scales, y
 
-    def way(multiply: Any) -> Callable[[], object]:
+    def way(by_rows: bool) -> Callable[[], object]:
         def run() -> None:
-            multiply(threads, x.values.view(np.uint32), *rest)
+            tiles.multiply(threads, by_rows, x.values.view(np.uint32), *rest)
             silu_gate(threads, y, out.values, out.scales)
 
         return run
 
-    times = in_turn({"rows": way(tiles.multiply_rows), "outputs": way(tiles.multiply_panels)})
+    times = in_turn({"rows": way(True), "outputs": way(False)})
     return times | {"ratio": round(times["outputs"] / times["rows"], 2)}
 
 

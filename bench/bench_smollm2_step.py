@@ -90,7 +90,8 @@ def main() -> None:
             run = folder / rollout_dtype
             seconds[rollout_dtype] = ours(model, run, rollout_dtype, arguments.steps)
             print(rollout_dtype, seconds[rollout_dtype], file=sys.stderr, flush=True)
-        tried = {d: trl(model, folder / f"trl-{d}", d, 2)[0] for d in DTYPES if len(DTYPES) > 1}
+        several = DTYPES if len(DTYPES) > 1 else []
+        tried = {dtype: trl(model, folder / f"trl-{dtype}", dtype, 2)[0] for dtype in several}
         print("trl", tried, file=sys.stderr, flush=True)
         peer = min(tried, key=tried.__getitem__, default=DTYPES[0])
         seconds["trl"] = trl(model, folder / "trl", peer, arguments.steps)

@@ -10,7 +10,6 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
 from functools import cache
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
@@ -38,6 +37,7 @@ _STATIC_ROPE = frozenset({"default", "linear", "llama3", "yarn"})
 _SHARE_OF_MEMORY = 0.25
 _SHARE_TO_KEEP = 0.5
 _NUMBERS_EACH = 16  # of a parameter's, to see whether it has changed
+Marks = tuple[list[tuple[int, int]], list[float]]
 
 
 class Decoder:
@@ -84,8 +84,8 @@ class Decoder:
         if not has_lean_step(self._model):
             self._lean = None
             return
-        marks = Marks.of(self._model)
-        if self._lean is None or self._packed_of is None or not marks.are_those(self._packed_of):
+        marks = marks_of(self._model)
+        if self._lean is None or marks != self._packed_of:
             from forethought.sampling.lean import LeanModel
 
             weights = self._weights if _can_afford_copies(self._model) else None
@@ -153,26 +153,14 @@ class Decoder:
         self._fused, self._stretches = None, None
 
 
-@dataclass(frozen=True, slots=True)
-class Marks:
+@torch.no_grad()
+def marks_of(model: PreTrainedModel) -> Marks:
     """By what weights are recognised: where they stand, how often torch saw them change, and a few
     numbers of each, as torch's fused optimizers change them unseen."""
-
-    places: tuple[tuple[int, int], ...]
-    numbers: Tensor
-
-    @staticmethod
-    @torch.no_grad()
-    def of(model: PreTrainedModel) -> Marks:
-        parameters = list(model.parameters())
-        few = [p.reshape(-1)[:: max(1, p.numel() // _NUMBERS_EACH)].float() for p in parameters]
-        return Marks(
-            tuple((p.data_ptr(), 0 if p.is_inference() else p._version) for p in parameters),
-            torch.cat(few),
-        )
-
-    def are_those(self, other: Marks) -> bool:
-        return self.places == other.places and torch.equal(self.numbers, other.numbers)
+    parameters = list(model.parameters())
+    few = [p.reshape(-1)[:: max(1, p.numel() // _NUMBERS_EACH)].float() for p in parameters]
+    places = [(p.data_ptr(), 0 if p.is_inference() else p._version) for p in parameters]
+    return places, torch.cat(few).tolist()
 
 
 def has_lean_step(model: PreTrainedModel) -> bool:

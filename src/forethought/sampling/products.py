@@ -199,8 +199,10 @@ class Tiled:
 
     def __call__(self, x: Scaled) -> Values:
         out = np.empty((len(x.scales), self.biases.size), np.float32)
-        _tiles().multiply(
-            torch.get_num_threads() if self.panels.size > _WORTH_SHARING else 1,
+        tiles, threads = _tiles(), torch.get_num_threads()
+        tiles.multiply(
+            threads if self.panels.size > _WORTH_SHARING else 1,
+            len(out) >= tiles.ROWS_EACH * threads,
             x.values.view(self.panels.dtype),
             self.panels,
             self.offsets,

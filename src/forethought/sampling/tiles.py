@@ -32,7 +32,7 @@ if HAS_INT8 or HAS_BFLOAT16:
 PANEL = 64  # outputs of a tile
 _LANES = 16
 _ROWS = 6  # of a tile: 24 registers of sums, 4 of weights
-_ROWS_EACH = 16  # from so many rows a thread on, threads share out rows and not panels
+ROWS_EACH = 16  # from so many rows a thread on, threads had better share out rows
 _TOP = np.float32(127)
 _INT, _INT32 = ir.IntType(64), ir.IntType(32)
 _WORDS, _FLOATS = ir.VectorType(_INT32, _LANES), ir.VectorType(ir.FloatType(), _LANES)
@@ -118,6 +118,7 @@ def _load(b: Any, place: Any, vector: int, kind: Any) -> Any:
 @compiled
 def multiply(
     num_threads: int,
+    by_rows: bool,
     inputs: Any,
     panels: Any,
     offsets: Any,
@@ -129,50 +130,17 @@ def multiply(
     """The product of inputs (n, W) with panels (P, W, PANEL), into out (n, P * PANEL); offsets,
     factors and biases are (P, PANEL). See `_tile`.
 
-    With few rows every thread reads its own share of the weights, which is what takes time then.
-    With many it has its own rows, as in the passes between two products, so that what one thread
-    wrote is not read by another, whose cache it would have to be fetched from.
+    With few rows every thread should read its own share of the weights, which is what takes time
+    then. With many it should have its own rows (`by_rows`), as in the passes between two products,
+    so that what one thread wrote is not read by another, from whose cache it would have to come.
     """
-    if len(inputs) >= _ROWS_EACH * num_threads:
-        multiply_rows(num_threads, inputs, panels, offsets, factors, biases, scales, out)
-    else:
-        multiply_panels(num_threads, inputs, panels, offsets, factors, biases, scales, out)
+    arguments = (by_rows, inputs, panels, offsets, factors, biases, scales, out)
+    share_out(_multiply, arguments, len(inputs) if by_rows else len(panels), num_threads)
 
 
 @compiled
-def multiply_rows(
-    num_threads: int,
-    inputs: Any,
-    panels: Any,
-    offsets: Any,
-    factors: Any,
-    biases: Any,
-    scales: Any,
-    out: Any,
-) -> None:
-    """`multiply`, rows shared out among threads."""
-    arguments = (inputs, panels, offsets, factors, biases, scales, out)
-    share_out(_multiply_rows, arguments, len(inputs), num_threads)
-
-
-@compiled
-def multiply_panels(
-    num_threads: int,
-    inputs: Any,
-    panels: Any,
-    offsets: Any,
-    factors: Any,
-    biases: Any,
-    scales: Any,
-    out: Any,
-) -> None:
-    """`multiply`, outputs shared out."""
-    arguments = (inputs, panels, offsets, factors, biases, scales, out)
-    share_out(_multiply_panels, arguments, len(panels), num_threads)
-
-
-@compiled
-def _multiply_rows(
+def _multiply(
+    by_rows: bool,
     inputs: Any,
     panels: Any,
     offsets: Any,
@@ -183,54 +151,24 @@ def _multiply_rows(
     start: int,
     stop: int,
 ) -> None:
-    for p in range(len(panels)):
-        _multiply_panel(inputs, panels, offsets, factors, biases, scales, out, p, start, stop)
-
-
-@compiled
-def _multiply_panels(
-    inputs: Any,
-    panels: Any,
-    offsets: Any,
-    factors: Any,
-    biases: Any,
-    scales: Any,
-    out: Any,
-    start: int,
-    stop: int,
-) -> None:
-    for p in range(start, stop):
-        _multiply_panel(inputs, panels, offsets, factors, biases, scales, out, p, 0, len(inputs))
-
-
-@compiled
-def _multiply_panel(
-    inputs: Any,
-    panels: Any,
-    offsets: Any,
-    factors: Any,
-    biases: Any,
-    scales: Any,
-    out: Any,
-    p: int,
-    start: int,
-    stop: int,
-) -> None:
-    w, o, f, b, c = panels[p], offsets[p], factors[p], biases[p], p * PANEL
-    r = start
-    while stop - r >= _ROWS:
-        _tile((0, 0, 0, 0, 0, 0), inputs, r, w, o, f, b, scales, out, c)
-        r += _ROWS
-    if stop - r == 5:
-        _tile((0, 0, 0, 0, 0), inputs, r, w, o, f, b, scales, out, c)
-    elif stop - r == 4:
-        _tile((0, 0, 0, 0), inputs, r, w, o, f, b, scales, out, c)
-    elif stop - r == 3:
-        _tile((0, 0, 0), inputs, r, w, o, f, b, scales, out, c)
-    elif stop - r == 2:
-        _tile((0, 0), inputs, r, w, o, f, b, scales, out, c)
-    elif stop - r == 1:
-        _tile((0,), inputs, r, w, o, f, b, scales, out, c)
+    first_panel, end = (0, len(panels)) if by_rows else (start, stop)
+    first_row, n = (start, stop) if by_rows else (0, len(inputs))
+    for p in range(first_panel, end):
+        w, o, f, b, c = panels[p], offsets[p], factors[p], biases[p], p * PANEL
+        r = first_row
+        while n - r >= _ROWS:
+            _tile((0, 0, 0, 0, 0, 0), inputs, r, w, o, f, b, scales, out, c)
+            r += _ROWS
+        if n - r == 5:
+            _tile((0, 0, 0, 0, 0), inputs, r, w, o, f, b, scales, out, c)
+        elif n - r == 4:
+            _tile((0, 0, 0, 0), inputs, r, w, o, f, b, scales, out, c)
+        elif n - r == 3:
+            _tile((0, 0, 0), inputs, r, w, o, f, b, scales, out, c)
+        elif n - r == 2:
+            _tile((0, 0), inputs, r, w, o, f, b, scales, out, c)
+        elif n - r == 1:
+            _tile((0,), inputs, r, w, o, f, b, scales, out, c)
 
 
 @compiled
