@@ -1,10 +1,11 @@
-"""The backward pass of strips, attended to as a whole and in pieces, in turn.
+"""The backward pass of strips, attended to as a whole and in pieces, and by lean layers, in turn.
 
     python bench/bench_pieces.py
 
 The model, prompts and lengths of the step bench (`step_workload.py`): two groups of eight rollouts
-of at most 256 tokens, sampled by the model itself, micro-batches of 1,024 cells, in the format that
-`dtype = "auto"` takes here. Medians of 7. Writes docs/results/pieces.json, or pieces_bf16.json.
+of at most 256 tokens, sampled by the model itself, micro-batches of 1,024 cells; and the bundled
+model with 16 prompts x 4 rollouts; in the format that `dtype = "auto"` takes here. Medians of 9.
+Writes docs/results/pieces.json, or pieces_bf16.json.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import statistics
 import tempfile
 import time
 from collections.abc import Sequence
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -21,33 +22,42 @@ import torch
 
 import step_workload as work
 from device import is_bf16, name_here
-from forethought.models.load import load_model
+from forethought.models.load import LoadedModel, load_model
 from forethought.models.precision import compute_in, keep_casts
 from forethought.sampling.local import LocalEngine
+from forethought.tasks.base import load_task
 from forethought.training import batch as batching
 from forethought.training.batch import batch_logprobs, pack_batches, pairs_per_token
 from forethought.training.strips import Row
 from forethought.types import Request, SamplingParams
 from record import write_result
 
-REPEATS, CELLS = 7, 1024
+REPEATS, CELLS = 9, 1024
+IN_PIECES, LEAN_LAYERS = batching.in_pieces, batching.lean_layers
+Times = dict[str, list[float]]
 
 
-def sampled_rows(model: Any, tokenizer: Any) -> list[Row]:
-    engine = LocalEngine(model, tokenizer)
-    requests = [
-        Request(
-            prompt_ids=tuple(tokenizer(prompt).input_ids),
-            params=SamplingParams(
-                max_tokens=work.MAX_TOKENS,
-                n=work.GROUP_SIZE,
-                seed=i,
-                stop_at_boxed=False,
-                detect_loops=False,
-            ),
-        )
-        for i, prompt in enumerate(work.prompts()[:2])
+def long_requests(tokenizer: Any) -> list[Request]:
+    prompts = [tuple(tokenizer(prompt).input_ids) for prompt in work.prompts()[:2]]
+    return [
+        Request(prompt_ids=ids, params=params(work.MAX_TOKENS, work.GROUP_SIZE, seed))
+        for seed, ids in enumerate(prompts)
     ]
+
+
+def short_requests() -> list[Request]:
+    task = load_task("sum", size=16)
+    return [Request(messages=task[i].messages, params=params(80, 4, i)) for i in range(len(task))]
+
+
+def params(max_tokens: int, n: int, seed: int) -> SamplingParams:
+    return SamplingParams(
+        max_tokens=max_tokens, n=n, seed=seed, stop_at_boxed=False, detect_loops=False
+    )
+
+
+def sampled_rows(loaded: LoadedModel, requests: Sequence[Request]) -> list[Row]:
+    engine = LocalEngine(loaded.model, loaded.tokenizer)
     return [
         Row(
             token_ids=[*c.prompt_ids, *c.token_ids],
@@ -71,34 +81,55 @@ def backward(model: Any, rows: Sequence[Row], pairs: float, dtype: torch.dtype) 
     return seconds
 
 
-def main() -> None:
+def measure(loaded: LoadedModel, requests: Sequence[Request], names: Sequence[str]) -> Times:
+    """Seconds of each way, in turn."""
     dtype = torch.bfloat16 if is_bf16() else torch.float32
-    with tempfile.TemporaryDirectory() as folder:
-        work.build(Path(folder))
-        loaded = load_model(f"{folder}/model")
-    rows = sampled_rows(loaded.model, loaded.tokenizer)
+    rows = sampled_rows(loaded, requests)
     torch.set_grad_enabled(True)
     pairs = pairs_per_token(loaded.model)
-    ways: dict[str, Any] = {
-        "whole": lambda *_: nullcontext(),
-        "pieces": batching.in_pieces,
-    }
-    seconds: dict[str, list[float]] = {name: [] for name in ways}
+    seconds: Times = {name: [] for name in names}
     for repeat in range(REPEATS + 1):
-        for name, way in ways.items():
-            batching.in_pieces = way
+        for name in names:
+            batching.in_pieces = nothing if name == "whole" else IN_PIECES
+            batching.lean_layers = LEAN_LAYERS if name == "lean" else nothing
             took = backward(loaded.model, rows, pairs, dtype)
             if repeat:
                 seconds[name].append(took)
-    medians = {name: statistics.median(times) for name, times in seconds.items()}
-    saved = 100 * (1 - medians["pieces"] / medians["whole"])
+    return seconds
+
+
+def nothing(*_: object) -> AbstractContextManager[None]:
+    return nullcontext()
+
+
+def medians(seconds: Times) -> dict[str, float]:
+    return {name: round(statistics.median(times), 3) for name, times in seconds.items()}
+
+
+def saved(seconds: Times, way: str, other: str) -> float:
+    """Percent of the time that `way` saves against the other."""
+    least = statistics.median(seconds[way]) / statistics.median(seconds[other])
+    return round(100 * (1 - least), 1)
+
+
+def main() -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        work.build(Path(folder))
+        loaded = load_model(f"{folder}/model", dtype="float32")
+    long = measure(loaded, long_requests(loaded.tokenizer), ["whole", "pieces", "lean"])
+    small = load_model("bundled:seedling", dtype="float32")
+    short = measure(small, short_requests(), ["whole", "lean"])
     write_result(
         name_here("pieces"),
         command="python bench/bench_pieces.py",
         seeds=[0],
-        raw=seconds,
-        summary={name: round(value, 2) for name, value in medians.items()}
-        | {"saved_percent": round(saved, 1)},
+        raw={"step": long, "seedling": short},
+        summary=medians(long)
+        | {
+            "saved_percent": saved(long, "pieces", "whole"),
+            "lean_saved_percent": saved(long, "lean", "pieces"),
+            "seedling": medians(short) | {"lean_saved_percent": saved(short, "lean", "whole")},
+        },
     )
 
 

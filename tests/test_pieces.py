@@ -62,7 +62,7 @@ def test_long_completions_are_attended_to_in_pieces_and_short_ones_together() ->
 
 
 def test_a_model_reads_a_strip_the_same_in_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
-    model: Any = build("qwen2")
+    model: Any = build("qwen3")  # the others have lean layers
     rows = [
         Row(
             token_ids=[5, 7, 6, *range(10, 10 + own)],

@@ -185,9 +185,9 @@ def _attend(
                 _softmax(scores[i], first + count)
             sums[:] = _ZERO
             shared, ahead = prompt_values[layer, g, h], prompt_values[layer, g2, h]
-            _weigh(together, scores, 0, shared, first, sums, ahead)
+            weigh(together, scores, 0, shared, first, sums, ahead)
             mine, ahead = own_values[layer, s, h], own_values[layer, s2, h]
-            _weigh(together, scores, first, mine, count, sums, ahead)
+            weigh(together, scores, first, mine, count, sums, ahead)
         for j in range(num_heads):
             row[j * size : (j + 1) * size] = found[j, :size]
         put(row, out, scales, r)
@@ -236,7 +236,7 @@ def _softmax(x: Any, count: int) -> None:
 
 
 @compiled
-def _weigh(
+def weigh(
     together: Any, weights: Any, first: int, values: Any, count: int, out: Any, ahead: Any
 ) -> None:
     """out (H, head_dim) += weights[h, first + t] * values[t], summed over t < count: as many

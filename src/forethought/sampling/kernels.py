@@ -28,20 +28,24 @@ Kernel = TypeVar("Kernel", bound=Callable[..., Any])
 _FASTMATH = {"nsz", "arcp", "contract", "reassoc"}
 _ZERO, _ONE, _HALF = np.float32(0.0), np.float32(1.0), np.float32(0.5)
 _SMALLEST = np.float32(1e-12)
-_SOURCES = ("attention", "draw_kernel", "kernels", "scaled", "team", "tiles", "vectors")
-_OPTIONS: dict[str, Any] = {"fastmath": _FASTMATH, "error_model": "numpy"}
+_SOURCES = (
+    *("sampling/" + name for name in ("attention", "draw_kernel", "kernels", "scaled", "team")),
+    *("sampling/tiles", "sampling/vectors"),
+    *("training/passes", "training/strip_attention", "training/strip_rows"),
+)
+OPTIONS: dict[str, Any] = {"fastmath": _FASTMATH, "error_model": "numpy"}
 
 
 def compiled(function: Kernel) -> Kernel:
     """Machine code that is kept on disk until any of the files that kernels are made of changes:
     numba itself looks at the one in which a kernel stands."""
     try:
-        kernel: Any = njit(cache=True, nogil=True, **_OPTIONS)(function)
+        kernel: Any = njit(cache=True, nogil=True, **OPTIONS)(function)
     except RuntimeError:  # no folder for the machine code can be written
-        return njit(nogil=True, **_OPTIONS)(function)  # type: ignore[no-any-return]
+        return njit(nogil=True, **OPTIONS)(function)  # type: ignore[no-any-return]
     file = getattr(getattr(kernel, "_cache", None), "_cache_file", None)
     if file is None:  # another numba, whose kept code could be of other sources
-        return njit(nogil=True, **_OPTIONS)(function)  # type: ignore[no-any-return]
+        return njit(nogil=True, **OPTIONS)(function)  # type: ignore[no-any-return]
     file._source_stamp = (file._source_stamp, _digest())
     return kernel  # type: ignore[no-any-return]
 
@@ -49,7 +53,7 @@ def compiled(function: Kernel) -> Kernel:
 @cache
 def _digest() -> str:
     """Of the files that kernels are made of."""
-    folder = Path(__file__).parent
+    folder = Path(__file__).parent.parent
     sources = b"".join((folder / f"{name}.py").read_bytes() for name in _SOURCES)
     return hashlib.sha256(sources).hexdigest()
 
@@ -112,7 +116,7 @@ def take(values: Any, r: int, row: Any) -> None:
     """Row r of what a product gave, (n, K) in float32 or bfloat16, into row (K,)."""
 
 
-@overload(take, jit_options=_OPTIONS)  # type: ignore[untyped-decorator]
+@overload(take, jit_options=OPTIONS)  # type: ignore[untyped-decorator]
 def _take(values: Any, r: Any, row: Any) -> Any:
     def from_float32(values: Any, r: Any, row: Any) -> Any:
         for i in range(len(row)):
@@ -130,7 +134,7 @@ def put(row: Any, out: Any, scales: Any, r: int) -> None:
     """row (K,) into row r of out (n, K), in its format, and its scale into scales (n,)."""
 
 
-@overload(put, jit_options=_OPTIONS)  # type: ignore[untyped-decorator]
+@overload(put, jit_options=OPTIONS)  # type: ignore[untyped-decorator]
 def _put(row: Any, out: Any, scales: Any, r: Any) -> Any:
     def as_levels(row: Any, out: Any, scales: Any, r: Any) -> Any:
         top = largest(row)
@@ -150,7 +154,7 @@ def store(row: Any, out: Any) -> None:
     """row (K,) into out (K,), which need not be contiguous, in float32 or bfloat16."""
 
 
-@overload(store, jit_options=_OPTIONS)  # type: ignore[untyped-decorator]
+@overload(store, jit_options=OPTIONS)  # type: ignore[untyped-decorator]
 def _store(row: Any, out: Any) -> Any:
     def as_float32(row: Any, out: Any) -> Any:
         for i in range(len(row)):

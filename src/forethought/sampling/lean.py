@@ -25,9 +25,9 @@ from forethought.sampling.products import Int8, Product, Tiled, Weights, product
 from forethought.sampling.scaled import Scaled, Values, tensor_of
 from forethought.sampling.shared_cache import Form, Indices, Prompt, Read, SharedCache, Table
 from forethought.sampling.stacks import NUM_STACKS, stacks_of
+from forethought.sampling.team import threads_for
 
 Floats = NDArray[np.float32]
-_WORTH_SHARING = 1 << 14  # numbers to go over, some 4 microseconds: what starting a team takes
 
 
 @dataclass(frozen=True, slots=True)
@@ -199,7 +199,7 @@ class LeanModel:
         rows, own, size = len(heads), tuple(step.own), step.cos.shape[1]
         queries = np.empty((rows, self.num_heads, size), np.float32)
         turn_and_store(
-            _num_threads(heads.size),
+            threads_for(heads.size),
             heads,
             block.norms,
             block.norms_epsilon,
@@ -214,7 +214,7 @@ class LeanModel:
         )
         out = Scaled.room(rows, self.num_heads * size, block.output.takes)
         attend(
-            _num_threads(step.num_seen * self.num_heads * size),
+            threads_for(step.num_seen * self.num_heads * size),
             self.together,
             queries,
             tuple(step.prompts),
@@ -234,7 +234,7 @@ class LeanModel:
         rows = len(gate_up)
         out = Scaled.room(rows, self.mlp_width, following.takes)
         kernels.silu_gate(
-            _num_threads(2 * rows * self.mlp_width),
+            threads_for(2 * rows * self.mlp_width),
             gate_up,
             out.values,
             out.scales,
@@ -247,7 +247,7 @@ def _add_and_norm(hidden: Floats, more: Values, norm: Norm, following: Product) 
     rows, width = hidden.shape
     out = Scaled.room(rows, width, following.takes)
     kernels.add_and_norm(
-        _num_threads(hidden.size),
+        threads_for(hidden.size),
         hidden,
         more,
         norm.weight,
@@ -260,10 +260,6 @@ def _add_and_norm(hidden: Floats, more: Values, norm: Norm, following: Product) 
 
 def _is_coarse(product: Product) -> bool:
     return product.takes != "float32" or isinstance(product, Int8)
-
-
-def _num_threads(work: int) -> int:
-    return torch.get_num_threads() if work > _WORTH_SHARING else 1
 
 
 def _block(layer: Any, heads: Product, output: Product, gate_up: Product, down: Product) -> Block:

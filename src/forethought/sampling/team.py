@@ -12,7 +12,7 @@ from __future__ import annotations
 import ctypes
 from typing import Any
 
-import torch  # noqa: F401  loads OpenMP
+import torch  # loads OpenMP
 from llvmlite import binding, ir
 from numba import types
 from numba.core import cgutils
@@ -22,6 +22,14 @@ _PARALLEL, _THREAD, _THREADS = "GOMP_parallel", "omp_get_thread_num", "omp_get_n
 _PREFIX = "forethought_"
 _POINTER, _INT, _INT32 = ir.IntType(8).as_pointer(), ir.IntType(64), ir.IntType(32)
 _WORK = ir.FunctionType(ir.VoidType(), [_POINTER])
+
+
+_WORTH_SHARING = 1 << 14  # numbers to go over, some 4 microseconds: what starting a team takes
+
+
+def threads_for(work: int) -> int:
+    """In how many threads so many numbers are gone over."""
+    return torch.get_num_threads() if work > _WORTH_SHARING else 1
 
 
 def _alone(work: int, data: int, num_threads: int, flags: int) -> None:

@@ -98,7 +98,7 @@ def score(
     return types.void(heads, queries, keys, num_blocks, scores, first, ahead), body
 
 
-def _weighing(num_vectors: int) -> Any:
+def _weighing(num_vectors: int, *, is_by_column: bool = False) -> Any:
     @intrinsic  # type: ignore[untyped-decorator]
     def weigh(
         typing: Any,
@@ -114,8 +114,9 @@ def _weighing(num_vectors: int) -> Any:
         """out[h, at:] += the sum over t < count of weights[h, first + t] * values[t, at:], of so
         many vectors; H is the length of `heads`.
 
-        weights: (at least H, tokens); values: (tokens, head_dim); out: (H, head_dim), head_dim
-        rounded up to whole vectors; `ahead`: the values that will be weighed next.
+        weights: (at least H, tokens), or by column (tokens, at least H), for weights[first + h, t];
+        values: (tokens, head_dim); out: (H, head_dim), head_dim rounded up to whole vectors;
+        `ahead`: the values that will be weighed next.
         """
 
         def body(context: Any, b: Any, signature: Any, arguments: Any) -> Any:
@@ -123,11 +124,10 @@ def _weighing(num_vectors: int) -> Any:
                 _array(context, b, signature.args[i], arguments[i]) for i in (1, 3, 5, 7)
             )
             first, count, at = arguments[2], arguments[4], arguments[6]
-            weight_rows = [b.gep(row_at(b, weights, _INT(h)), [first]) for h in range(len(heads))]
+            every = range(len(heads))
+            weight_rows = [b.gep(row_at(b, weights, _INT(h)), [first]) for h in every]
             offsets = [b.add(at, _INT(v * LANES)) for v in range(num_vectors)]
-            places = [
-                [b.gep(row_at(b, out, _INT(h)), [o]) for o in offsets] for h in range(len(heads))
-            ]
+            places = [[b.gep(row_at(b, out, _INT(h)), [o]) for o in offsets] for h in every]
             sums = [[_sum(b) for _ in offsets] for _ in heads]
             pairs = [
                 pair for both in zip(sums, places, strict=True) for pair in zip(*both, strict=True)
@@ -136,7 +136,11 @@ def _weighing(num_vectors: int) -> Any:
                 b.store(_load(b, place), total)
             with cgutils.for_range(b, count) as token:
                 row = row_at(b, values, token.index)
-                at_token = [b.gep(weight, [token.index]) for weight in weight_rows]
+                if is_by_column:
+                    line = b.gep(row_at(b, weights, token.index), [first])
+                    at_token = [b.gep(line, [_INT(h)]) for h in every]
+                else:
+                    at_token = [b.gep(weight, [token.index]) for weight in weight_rows]
                 factors = [spread(b, place, _VECTOR) for place in at_token]
                 for offset in offsets[:: _per_line(values)]:
                     _fetch(b, b.gep(row_at(b, following, token.index), [offset]))
@@ -154,6 +158,7 @@ def _weighing(num_vectors: int) -> Any:
 
 
 weigh_1, weigh_2, weigh_4 = _weighing(1), _weighing(2), _weighing(4)
+columns_1, columns_2, columns_4 = (_weighing(n, is_by_column=True) for n in (1, 2, 4))
 
 
 def _fetch(b: Any, place: Any) -> None:

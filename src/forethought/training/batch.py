@@ -16,6 +16,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from forethought.models.heads import Reading, read_tokens
+from forethought.training.lean_layers import lean_layers
 from forethought.training.pieces import in_pieces
 from forethought.training.strips import Row, Strip, lay_out, pieces_of
 
@@ -137,7 +138,8 @@ def read_batch(
     model: PreTrainedModel, batch: Batch, temperature: float = 1.0, *, wants_entropy: bool = False
 ) -> Reading:
     """Log-probabilities of the batch's targets, hidden states and, if wanted, entropies."""
-    with in_pieces(batch.mask, batch.pieces):
+    width = batch.input_ids.shape[1]
+    with in_pieces(batch.mask, batch.pieces), lean_layers(model, batch.pieces, width):
         return read_tokens(
             model,
             batch.input_ids,
