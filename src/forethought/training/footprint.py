@@ -10,7 +10,11 @@ where `strip` is the length of the longest strip that siblings share (its mask i
 block; attended to in pieces, each completion keeps a copy of the keys and values that it sees
 instead), and the vocabulary counts half as much again where the head computes in bfloat16.
 This is what Llama and Qwen keep in float32 (tests/test_footprint.py); others keep about as
-much. Weights, the sampler and the reference are there already when the estimate is made.
+much. With lean layers (`training/lean_layers.py`) a block keeps less, and nothing of its strips:
+
+                  6 * width + 3 * inner width + 2 * width of keys + 2 * width of a head + heads
+
+Weights, the sampler and the reference are there already when the estimate is made.
 """
 
 from __future__ import annotations
@@ -22,6 +26,7 @@ import torch
 from transformers import PreTrainedModel
 
 from forethought.machine import free_memory_bytes
+from forethought.training.lean_layers import has_lean_attention
 from forethought.training.muon import Muon
 from forethought.training.update import Optimizers
 
@@ -66,7 +71,9 @@ def footprint(
     )
     config = model.config.get_text_config()
     num_tables = 1.0 if dtype == torch.float32 else 1.5
-    values = numbers_per_cell(config, strip, seen) + num_tables * config.vocab_size
+    is_lean = has_lean_attention(model)
+    numbers = lean_numbers(config) if is_lean else numbers_per_cell(config, strip, seen)
+    values = numbers + num_tables * config.vocab_size
     return Footprint(
         gradient_bytes=4 * trained,
         optimizer_bytes=8 * (trained - by_muon) + 4 * by_muon,
@@ -83,6 +90,15 @@ def numbers_per_cell(config: Any, strip: int, seen: float = 0.0) -> int:
     inner = getattr(config, "intermediate_size", None) or 4 * width
     pieces = 2 * seen * attention_width(config)
     block = 8 * width + 4 * inner + 2 * keys + strip + pieces
+    return int(config.num_hidden_layers * block + 3 * width)
+
+
+def lean_numbers(config: Any) -> int:
+    """The same with lean layers, of which positions keep cosines and sines too."""
+    width, heads = config.hidden_size, config.num_attention_heads
+    head_dim = attention_width(config) // heads
+    keys = head_dim * config.num_key_value_heads
+    block = 6 * width + 3 * config.intermediate_size + 2 * keys + 2 * head_dim + heads
     return int(config.num_hidden_layers * block + 3 * width)
 
 
