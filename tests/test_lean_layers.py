@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from collections.abc import Sequence
 from contextlib import nullcontext
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -25,8 +29,6 @@ from forethought.training.lean_layers import (
 from forethought.training.strips import Row
 from test_lean import build
 from test_pieces import branches_of
-
-pytest.importorskip("numba")
 
 STRIPS = st.lists(st.lists(st.integers(1, 30), min_size=1, max_size=4), min_size=1, max_size=3)
 
@@ -194,3 +196,37 @@ def test_threads_change_no_bit() -> None:
         np.array_equal(a, b) for others in found[1:] for a, b in zip(found[0], others, strict=True)
     )
     assert has_lean_attention(model)
+
+
+BITS = """
+import hashlib, torch
+from forethought.training.lean_functions import Attention, Gate, Norm, layout_of
+torch.manual_seed(0)
+heads = [torch.randn(300, n, 16, requires_grad=True) for n in (4, 2, 2)]
+table, layout = torch.randn(300, 16), layout_of([[20, 60, 50, 20], [150]], 150)
+x, y, weight = (torch.randn(300, 64, requires_grad=True) for _ in range(3))
+found = [
+    Attention.apply(*heads, table, table, layout, 0.25),
+    Norm.apply(x, weight[0], 1e-6, torch.float32),
+    Gate.apply(x, y),
+]
+sum((f**3).sum() for f in found).backward()
+numbers = [*found, *(t.grad for t in (*heads, x, y, weight))]
+print(hashlib.sha256(b"".join(t.detach().numpy().tobytes() for t in numbers)).hexdigest())
+"""
+
+
+def test_compiled_now_or_kept_on_disk_they_give_the_same_bits(tmp_path: Path) -> None:
+    """Or a run would not end in the bits of one that was resumed when kernels were there."""
+    found = [
+        subprocess.run(
+            [sys.executable, "-c", BITS],
+            env=os.environ | {"NUMBA_CACHE_DIR": str(tmp_path)},
+            capture_output=True,
+            text=True,
+            check=True,
+        ).stdout
+        for _ in range(2)
+    ]
+    assert any(tmp_path.rglob("*.nbc"))
+    assert found[0] == found[1]

@@ -12,6 +12,7 @@ from forethought.sampling.kernels import (
     compiled,
     exponential,
     in_order,
+    part,
     put,
     rms_norm,
     store,
@@ -77,7 +78,7 @@ def turn_and_store(
     share_out(_turn_and_store, arguments, len(queries), num_threads)
 
 
-@compiled
+@part
 def _turn_and_store(
     products: Any,
     norms: Any,
@@ -144,7 +145,7 @@ def attend(
     share_out(_attend, arguments, len(queries), num_threads)
 
 
-@compiled
+@part
 def _attend(
     together: Any,
     queries: Any,
@@ -193,12 +194,12 @@ def _attend(
         put(row, out, scales, r)
 
 
-@compiled
+@part
 def _blocks(count: int) -> int:
     return (count + LANES - 1) // LANES
 
 
-@compiled
+@part
 def _turn(
     heads: Any, num_heads: int, kv_heads: int, norms: Any, epsilon: Any, cos: Any, sin: Any
 ) -> None:
@@ -218,7 +219,7 @@ def _turn(
             x[i + half] = high * cos[i + half] + low * sin[i + half]
 
 
-@compiled
+@part
 def _softmax(x: Any, count: int) -> None:
     """softmax of x[:count] in place."""
     bits = x.view(np.int32)
@@ -235,7 +236,7 @@ def _softmax(x: Any, count: int) -> None:
         x[t] *= share
 
 
-@compiled
+@part
 def weigh(
     together: Any, weights: Any, first: int, values: Any, count: int, out: Any, ahead: Any
 ) -> None:

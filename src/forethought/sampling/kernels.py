@@ -36,16 +36,30 @@ _SOURCES = (
 OPTIONS: dict[str, Any] = {"fastmath": _FASTMATH, "error_model": "numpy"}
 
 
+PART: dict[str, Any] = OPTIONS | {"forceinline": True}
+
+
 def compiled(function: Kernel) -> Kernel:
     """Machine code that is kept on disk until any of the files that kernels are made of changes:
     numba itself looks at the one in which a kernel stands."""
+    return _kept(function, OPTIONS)
+
+
+def part(function: Kernel) -> Kernel:
+    """A part of kernels, that becomes one with each of them. Were it called, the copy beside the
+    kernel or the part's own could be found, and which it is depends on what was on disk; as sums
+    may be reordered, they need not give the same bits."""
+    return _kept(function, PART)
+
+
+def _kept(function: Kernel, options: dict[str, Any]) -> Kernel:
     try:
-        kernel: Any = njit(cache=True, nogil=True, **OPTIONS)(function)
+        kernel: Any = njit(cache=True, nogil=True, **options)(function)
     except RuntimeError:  # no folder for the machine code can be written
-        return njit(nogil=True, **OPTIONS)(function)  # type: ignore[no-any-return]
+        return njit(nogil=True, **options)(function)  # type: ignore[no-any-return]
     file = getattr(getattr(kernel, "_cache", None), "_cache_file", None)
     if file is None:  # another numba, whose kept code could be of other sources
-        return njit(nogil=True, **OPTIONS)(function)  # type: ignore[no-any-return]
+        return njit(nogil=True, **options)(function)  # type: ignore[no-any-return]
     file._source_stamp = (file._source_stamp, _digest())
     return kernel  # type: ignore[no-any-return]
 
@@ -68,13 +82,13 @@ _BIAS, _MANTISSA = np.int32(127), np.int32(23)
 _SIGN, _UNSIGNED = np.int32(31), np.int32(0x7FFFFFFF)
 
 
-@compiled
+@part
 def as_float(bits: Any) -> Any:
     """The float32 of these bits, an int32."""
     return np.int32(bits).view(np.float32)
 
 
-@compiled
+@part
 def exponential(x: Any) -> Any:
     """exp(x) to 2 units in the last place, within [-87, 88]. In a loop it runs in vector
     instructions, where a call of exp would not: 2^k is written bit by bit."""
@@ -85,14 +99,14 @@ def exponential(x: Any) -> Any:
     return (p * r * r + r + _ONE) * as_float(np.int32(np.int32(k) + _BIAS) << _MANTISSA)
 
 
-@compiled
+@part
 def in_order(bits: Any) -> Any:
     """The bits of a float32 as an int32 in the order of the floats, and back: whole numbers are
     compared as vectors, where numbers that may be none are not."""
     return np.int32(bits ^ ((bits >> _SIGN) & _UNSIGNED))
 
 
-@compiled
+@part
 def to_bfloat16(bits: Any) -> Any:
     """The upper half of a float32, given by its bits: to the nearest, of two as near to the even
     one; what is not a number stays so."""
@@ -102,7 +116,7 @@ def to_bfloat16(bits: Any) -> Any:
     return np.uint32((bits + np.uint32(0x7FFF) + odd) >> np.uint32(16))
 
 
-@compiled
+@part
 def largest(x: Any) -> Any:
     """The largest magnitude in x, and never 0; not a number where x has one."""
     bits = x.view(np.int32)  # of floats without a sign, in their order: they compare as vectors
@@ -116,7 +130,7 @@ def take(values: Any, r: int, row: Any) -> None:
     """Row r of what a product gave, (n, K) in float32 or bfloat16, into row (K,)."""
 
 
-@overload(take, jit_options=OPTIONS)  # type: ignore[untyped-decorator]
+@overload(take, jit_options=PART)  # type: ignore[untyped-decorator]
 def _take(values: Any, r: Any, row: Any) -> Any:
     def from_float32(values: Any, r: Any, row: Any) -> Any:
         for i in range(len(row)):
@@ -134,7 +148,7 @@ def put(row: Any, out: Any, scales: Any, r: int) -> None:
     """row (K,) into row r of out (n, K), in its format, and its scale into scales (n,)."""
 
 
-@overload(put, jit_options=OPTIONS)  # type: ignore[untyped-decorator]
+@overload(put, jit_options=PART)  # type: ignore[untyped-decorator]
 def _put(row: Any, out: Any, scales: Any, r: Any) -> Any:
     def as_levels(row: Any, out: Any, scales: Any, r: Any) -> Any:
         top = largest(row)
@@ -154,7 +168,7 @@ def store(row: Any, out: Any) -> None:
     """row (K,) into out (K,), which need not be contiguous, in float32 or bfloat16."""
 
 
-@overload(store, jit_options=OPTIONS)  # type: ignore[untyped-decorator]
+@overload(store, jit_options=PART)  # type: ignore[untyped-decorator]
 def _store(row: Any, out: Any) -> Any:
     def as_float32(row: Any, out: Any) -> Any:
         for i in range(len(row)):
@@ -168,7 +182,7 @@ def _store(row: Any, out: Any) -> Any:
     return as_float32 if out.dtype == types.float32 else as_bfloat16
 
 
-@compiled
+@part
 def rms_norm(x: Any, weight: Any, epsilon: Any, out: Any) -> None:
     """RMSNorm (arXiv 1910.07467) of x (D,) into out (D,), which may be x."""
     total = _ZERO
@@ -194,7 +208,7 @@ def add_and_norm(
     share_out(_add_and_norm, arguments, len(hidden), num_threads)
 
 
-@compiled
+@part
 def _add_and_norm(
     hidden: Any,
     more: Any,
@@ -221,7 +235,7 @@ def silu_gate(num_threads: int, gate_up: Any, out: Any, scales: Any) -> None:
     share_out(_silu_gate, arguments, len(out), num_threads)
 
 
-@compiled
+@part
 def _silu_gate(gate_up: Any, out: Any, scales: Any, start: int, stop: int) -> None:
     width = out.shape[1]
     both, row = np.empty(2 * width, np.float32), np.empty(width, np.float32)

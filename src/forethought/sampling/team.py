@@ -22,8 +22,6 @@ _PARALLEL, _THREAD, _THREADS = "GOMP_parallel", "omp_get_thread_num", "omp_get_n
 _PREFIX = "forethought_"
 _POINTER, _INT, _INT32 = ir.IntType(8).as_pointer(), ir.IntType(64), ir.IntType(32)
 _WORK = ir.FunctionType(ir.VoidType(), [_POINTER])
-
-
 _WORTH_SHARING = 1 << 14  # numbers to go over, some 4 microseconds: what starting a team takes
 
 

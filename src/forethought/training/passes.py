@@ -2,7 +2,7 @@
 
 Torch runs RMSNorm as six operations and its gradient as more, each of which goes through memory;
 here each is one pass over its rows. Arrays are float32, or uint16, which stands for bfloat16; sums
-are in float32 whatever the arrays are. Products of the sampler's (`sampling/kernels.py`) have no
+are in float32 whatever the arrays are. The sampler's passes (`sampling/kernels.py`) have no
 gradient, and need none.
 """
 
@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from forethought.sampling.kernels import compiled, exponential, store, take
+from forethought.sampling.kernels import compiled, exponential, part, store, take
 from forethought.sampling.team import share_out
 
 _ZERO, _ONE = np.float32(0.0), np.float32(1.0)
@@ -27,7 +27,7 @@ def norm(num_threads: int, x: Any, weight: Any, epsilon: Any, out: Any, factors:
     share_out(_norm, (x, weight, epsilon, out, factors), len(x), num_threads)
 
 
-@compiled
+@part
 def _norm(x: Any, weight: Any, epsilon: Any, out: Any, factors: Any, start: int, stop: int) -> None:
     width = x.shape[1]
     row = np.empty(width, np.float32)
@@ -52,7 +52,7 @@ def norm_back(
     share_out(_norm_back, arguments, len(to_weight), num_threads)
 
 
-@compiled
+@part
 def _norm_back(
     x: Any,
     weight: Any,
@@ -86,14 +86,11 @@ def gate(num_threads: int, gates: Any, ups: Any, out: Any) -> None:
     share_out(_gate, (gates, ups, out), len(out), num_threads)
 
 
-@compiled
+@part
 def _gate(gates: Any, ups: Any, out: Any, start: int, stop: int) -> None:
     width = out.shape[1]
-    x, up, row = (
-        np.empty(width, np.float32),
-        np.empty(width, np.float32),
-        np.empty(width, np.float32),
-    )
+    rows = np.empty((3, width), np.float32)
+    x, up, row = rows[0], rows[1], rows[2]
     for r in range(start, stop):
         take(gates, r, x)
         take(ups, r, up)
@@ -110,17 +107,14 @@ def gate_back(
     share_out(_gate_back, (gates, ups, gradient, to_gates, to_ups), len(gates), num_threads)
 
 
-@compiled
+@part
 def _gate_back(
     gates: Any, ups: Any, gradient: Any, to_gates: Any, to_ups: Any, start: int, stop: int
 ) -> None:
     """d silu(x) / dx = s (1 + x (1 - s)) with s = sigmoid(x)."""
     width = gates.shape[1]
-    x, up, back = (
-        np.empty(width, np.float32),
-        np.empty(width, np.float32),
-        np.empty(width, np.float32),
-    )
+    rows = np.empty((3, width), np.float32)
+    x, up, back = rows[0], rows[1], rows[2]
     for r in range(start, stop):
         take(gates, r, x)
         take(ups, r, up)

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from forethought.sampling.attention import weigh
-from forethought.sampling.kernels import compiled
+from forethought.sampling.kernels import compiled, part
 from forethought.sampling.team import share_out
 from forethought.sampling.vectors import (
     LANES,
@@ -65,7 +65,7 @@ def attend(
     share_out(_attend, arguments, units, num_threads)
 
 
-@compiled
+@part
 def _attend(
     heads: Any,
     rotation: Any,
@@ -137,7 +137,7 @@ def attend_back(
     share_out(_attend_back, arguments, units, num_threads)
 
 
-@compiled
+@part
 def _attend_back(
     heads: Any,
     rotation: Any,
@@ -183,7 +183,7 @@ def _attend_back(
         give_rows(to_prompt[1], rotation, begin, shared, h, 1, _ZERO, to_heads[2])
 
 
-@compiled
+@part
 def _chunk(
     first: int,
     repeats: int,
@@ -223,7 +223,7 @@ def _chunk(
     _weigh_columns(weights, shared, all_seen, given, to_mine[1])
 
 
-@compiled
+@part
 def _weigh_columns(weights: Any, first: int, count: int, rows: Any, out: Any) -> None:
     """out[t] += the sum over r of weights[r, first + t] * rows[r], for each t < count, and for
     those behind up to a multiple of MOST_HEADS."""
@@ -242,7 +242,7 @@ def _weigh_columns(weights: Any, first: int, count: int, rows: Any, out: Any) ->
             at += LANES
 
 
-@compiled
+@part
 def _score(
     asking: Any, prompt_keys: Any, shared: int, own_keys: Any, seen: int, scores: Any
 ) -> None:
@@ -252,7 +252,7 @@ def _score(
     score(TOGETHER, asking, own_keys, own_blocks, scores, shared, own_keys)
 
 
-@compiled
+@part
 def _own(keys: Any, values: Any, rotation: Any, cell: int, count: int, h: int) -> Any:
     """Keys and values of `count` cells in blocks, and the keys in rows."""
     rows = read_rows(keys, rotation, cell, count, h, 1, _ONE)
@@ -260,7 +260,7 @@ def _own(keys: Any, values: Any, rotation: Any, cell: int, count: int, h: int) -
     return to_blocks(rows, count, keys.shape[2]), to_blocks(plain, count, keys.shape[2]), rows
 
 
-@compiled
+@part
 def _room(count: int, size: int) -> Any:
     """For the gradients of so many keys and values, and of those that come out as anything."""
     shape = (count + MOST_HEADS, -(-size // LANES) * LANES)

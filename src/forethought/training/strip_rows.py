@@ -14,11 +14,11 @@ from numba import types
 from numba.extending import overload
 
 from forethought.sampling.kernels import (
-    OPTIONS,
+    PART,
     as_float,
-    compiled,
     exponential,
     in_order,
+    part,
     to_bfloat16,
 )
 from forethought.sampling.vectors import LANES, MOST_HEADS
@@ -26,12 +26,12 @@ from forethought.sampling.vectors import LANES, MOST_HEADS
 _ZERO, _ONE = np.float32(0.0), np.float32(1.0)
 
 
-@compiled
+@part
 def keys_in_blocks(keys: Any, rotation: Any, cell: int, count: int, h: int) -> Any:
     return to_blocks(read_rows(keys, rotation, cell, count, h, 1, _ONE), count, keys.shape[2])
 
 
-@compiled
+@part
 def to_blocks(rows: Any, count: int, size: int) -> Any:
     """(blocks, size, LANES) of rows (count or more, size or more), 0 behind the last."""
     found = np.zeros((-(-count // LANES), size, LANES), np.float32)
@@ -41,7 +41,7 @@ def to_blocks(rows: Any, count: int, size: int) -> Any:
     return found
 
 
-@compiled
+@part
 def read_rows(
     values: Any, rotation: Any, cell: int, count: int, h: int, repeats: int, factor: Any
 ) -> Any:
@@ -59,7 +59,7 @@ def read_rows(
     return found
 
 
-@compiled
+@part
 def give_rows(
     rows: Any,
     rotation: Any,
@@ -80,7 +80,7 @@ def give_rows(
             write(rows, t * repeats + r, out, cell + t, h * repeats + r)
 
 
-@compiled
+@part
 def read_sums(
     out: Any, logsums: Any, given: Any, cell: int, count: int, h: int, repeats: int, sums: Any
 ) -> None:
@@ -96,7 +96,7 @@ def read_sums(
             sums[0, row], sums[1, row] = logsums[cell + t, h * repeats + r], total
 
 
-@compiled
+@part
 def to_slopes(scores: Any, slopes: Any, r: int, count: int, logsum: Any, whole: Any) -> None:
     """The first `count` scores of row r become weights, and the gradients of weights those of
     scores. What is behind them, up to a multiple of LANES, becomes anything."""
@@ -107,7 +107,7 @@ def to_slopes(scores: Any, slopes: Any, r: int, count: int, logsum: Any, whole: 
             slopes[r, t] = scores[r, t] * (slopes[r, t] - whole)
 
 
-@compiled
+@part
 def softmax(x: Any, bits: Any, tops: Any, r: int, count: int) -> Any:
     """softmax of x[r, :count] in place; returns the logarithm of the sum of exp(x). Rows have room
     for a multiple of LANES, of which what is behind `count` becomes 0; `bits` are those of x, and
@@ -144,7 +144,7 @@ def softmax(x: Any, bits: Any, tops: Any, r: int, count: int) -> Any:
     return most + np.float32(math.log(total))
 
 
-@compiled
+@part
 def _turn(rows: Any, r: int, size: int, factor: Any, cos: Any, sin: Any, cell: int) -> None:
     """Rotary position embedding (arXiv 2104.09864) of rows[r, :size], times `factor`."""
     half = size // 2
@@ -155,7 +155,7 @@ def _turn(rows: Any, r: int, size: int, factor: Any, cos: Any, sin: Any, cell: i
             rows[r, half + i] = b * cos[cell, half + i] + a * sin[cell, half + i]
 
 
-@compiled
+@part
 def _turn_back(rows: Any, r: int, size: int, factor: Any, cos: Any, sin: Any, cell: int) -> None:
     """The gradient of what `_turn` gave, in place."""
     half = size // 2
@@ -169,7 +169,7 @@ def _read(values: Any, cell: int, head: int, rows: Any, r: int) -> None:
     """values[cell, head] (size,), float32 or bfloat16, into the first numbers of rows[r]."""
 
 
-@overload(_read, jit_options=OPTIONS)  # type: ignore[untyped-decorator]
+@overload(_read, jit_options=PART)  # type: ignore[untyped-decorator]
 def _read_as(values: Any, cell: Any, head: Any, rows: Any, r: Any) -> Any:
     def from_float32(values: Any, cell: Any, head: Any, rows: Any, r: Any) -> Any:
         for i in range(values.shape[2]):
@@ -186,7 +186,7 @@ def write(rows: Any, r: int, out: Any, cell: int, head: int) -> None:
     """The first numbers of rows[r] into out[cell, head] (size,), in its format."""
 
 
-@overload(write, jit_options=OPTIONS)  # type: ignore[untyped-decorator]
+@overload(write, jit_options=PART)  # type: ignore[untyped-decorator]
 def _write_as(rows: Any, r: Any, out: Any, cell: Any, head: Any) -> Any:
     def as_float32(rows: Any, r: Any, out: Any, cell: Any, head: Any) -> Any:
         for i in range(out.shape[2]):
