@@ -78,7 +78,7 @@ def turn_and_store(
     share_out(_turn_and_store, arguments, len(queries), num_threads)
 
 
-@part
+@compiled
 def _turn_and_store(
     products: Any,
     norms: Any,
@@ -145,7 +145,7 @@ def attend(
     share_out(_attend, arguments, len(queries), num_threads)
 
 
-@part
+@compiled
 def _attend(
     together: Any,
     queries: Any,
@@ -194,12 +194,12 @@ def _attend(
         put(row, out, scales, r)
 
 
-@part
+@compiled
 def _blocks(count: int) -> int:
     return (count + LANES - 1) // LANES
 
 
-@part
+@compiled
 def _turn(
     heads: Any, num_heads: int, kv_heads: int, norms: Any, epsilon: Any, cos: Any, sin: Any
 ) -> None:
@@ -219,7 +219,7 @@ def _turn(
             x[i + half] = high * cos[i + half] + low * sin[i + half]
 
 
-@part
+@compiled
 def _softmax(x: Any, count: int) -> None:
     """softmax of x[:count] in place."""
     bits = x.view(np.int32)

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from forethought.sampling.kernels import as_float, compiled, exponential, in_order, part
+from forethought.sampling.kernels import as_float, compiled, exponential, in_order
 from forethought.sampling.team import share_out
 
 _BLOCK = 256
@@ -26,7 +26,7 @@ def draw_rows(
     share_out(_draw_rows, arguments, len(logits), num_threads)
 
 
-@part
+@compiled
 def _draw_rows(
     logits: Any,
     temperatures: Any,
@@ -54,7 +54,7 @@ def _draw_rows(
         logprobs[r] = (row[token] - top) * factor - math.log(total)
 
 
-@part
+@compiled
 def _largest(row: Any) -> Any:
     """The largest of a row; not a number where any is none."""
     bits = row.view(np.int32)
@@ -65,7 +65,7 @@ def _largest(row: Any) -> Any:
     return as_float(in_order(top)) if num_odd == 0 else np.float32(np.nan)
 
 
-@part
+@compiled
 def _sum(block: Any, top: Any, factor: Any) -> Any:
     """The weights of a block's tokens together, where the likeliest token of the row weighs 1."""
     total = _ZERO
@@ -74,7 +74,7 @@ def _sum(block: Any, top: Any, factor: Any) -> Any:
     return total
 
 
-@part
+@compiled
 def _pick(row: Any, top: Any, factor: Any, sums: Any, rest: float) -> int:
     """The first token whose cumulative weight is above `rest`; rounding may lead to the end, where
     it is the last that has weight."""
@@ -95,7 +95,7 @@ def _pick(row: Any, top: Any, factor: Any, sums: Any, rest: float) -> int:
     return token
 
 
-@part
+@compiled
 def _first(row: Any, top: Any) -> int:
     for t in range(len(row)):
         if row[t] == top:

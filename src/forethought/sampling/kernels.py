@@ -116,7 +116,7 @@ def to_bfloat16(bits: Any) -> Any:
     return np.uint32((bits + np.uint32(0x7FFF) + odd) >> np.uint32(16))
 
 
-@part
+@compiled
 def largest(x: Any) -> Any:
     """The largest magnitude in x, and never 0; not a number where x has one."""
     bits = x.view(np.int32)  # of floats without a sign, in their order: they compare as vectors
@@ -182,7 +182,7 @@ def _store(row: Any, out: Any) -> Any:
     return as_float32 if out.dtype == types.float32 else as_bfloat16
 
 
-@part
+@compiled
 def rms_norm(x: Any, weight: Any, epsilon: Any, out: Any) -> None:
     """RMSNorm (arXiv 1910.07467) of x (D,) into out (D,), which may be x."""
     total = _ZERO
@@ -208,7 +208,7 @@ def add_and_norm(
     share_out(_add_and_norm, arguments, len(hidden), num_threads)
 
 
-@part
+@compiled
 def _add_and_norm(
     hidden: Any,
     more: Any,
@@ -235,7 +235,7 @@ def silu_gate(num_threads: int, gate_up: Any, out: Any, scales: Any) -> None:
     share_out(_silu_gate, arguments, len(out), num_threads)
 
 
-@part
+@compiled
 def _silu_gate(gate_up: Any, out: Any, scales: Any, start: int, stop: int) -> None:
     width = out.shape[1]
     both, row = np.empty(2 * width, np.float32), np.empty(width, np.float32)

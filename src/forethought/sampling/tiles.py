@@ -17,7 +17,7 @@ from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic, overload
 
-from forethought.sampling.kernels import compiled, largest, part, to_bfloat16
+from forethought.sampling.kernels import compiled, largest, to_bfloat16
 from forethought.sampling.scaled import ZERO
 from forethought.sampling.team import share_out
 from forethought.sampling.vectors import processor_has, row_at, spread
@@ -138,7 +138,7 @@ def multiply(
     share_out(_multiply, arguments, len(inputs) if by_rows else len(panels), num_threads)
 
 
-@part
+@compiled
 def _multiply(
     by_rows: bool,
     inputs: Any,
@@ -178,7 +178,7 @@ def pack(num_threads: int, weight: Any, panels: Any, offsets: Any, factors: Any)
     share_out(_pack, (weight, panels, offsets, factors), len(panels), num_threads)
 
 
-@part
+@compiled
 def _pack(weight: Any, panels: Any, offsets: Any, factors: Any, start: int, stop: int) -> None:
     for p in range(start, stop):
         for c in range(PANEL):

@@ -16,7 +16,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from forethought.models.heads import Reading, read_tokens
-from forethought.training.lean_layers import lean_layers
+from forethought.training.lean_layers import has_lean_attention, lean_layers
 from forethought.training.pieces import in_pieces
 from forethought.training.strips import Row, Strip, lay_out, pieces_of
 
@@ -165,6 +165,9 @@ def pairs_per_token(model: PreTrainedModel) -> float:
     a model that reads a strip differently from separate rows, so that nothing is shared: found out
     by trying both on three short rows.
     """
+    worth = 6.0 * float(model.config.get_text_config().hidden_size)
+    if has_lean_attention(model):  # made for strips
+        return worth
     rows = [
         Row(token_ids=ids, weights=[0.0] * 3 + [1.0] * (len(ids) - 3), num_prompt=3)
         for ids in _SIBLINGS
@@ -179,4 +182,4 @@ def pairs_per_token(model: PreTrainedModel) -> float:
     alone, shared = found
     pairs_found = zip(alone, shared, strict=True)
     agrees = all(abs(a - b) <= _TOLERANCE for (_, a), (_, b) in pairs_found)  # never with a NaN
-    return 6.0 * model.config.get_text_config().hidden_size if agrees else 0.0
+    return worth if agrees else 0.0
