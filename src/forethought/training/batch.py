@@ -166,7 +166,7 @@ def pairs_per_token(model: PreTrainedModel) -> float:
     by trying both on three short rows.
     """
     worth = 6.0 * float(model.config.get_text_config().hidden_size)
-    if has_lean_attention(model):  # made for strips
+    if has_lean_attention(model):  # made for strips, and held to that by tests
         return worth
     rows = [
         Row(token_ids=ids, weights=[0.0] * 3 + [1.0] * (len(ids) - 3), num_prompt=3)

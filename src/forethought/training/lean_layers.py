@@ -39,9 +39,12 @@ def lean_layers(model: PreTrainedModel, pieces: Sequence[Lengths], width: int) -
 
 
 def has_lean_attention(model: PreTrainedModel) -> bool:
-    """Whether attention takes its compiled pass, in which sharing a prompt costs nothing."""
+    """Whether attention takes its compiled pass in all layers of a model that is transformers' own,
+    so that a strip is read as it is meant."""
     base: Any = model.base_model
-    return _is_lean(model) and all(_is_plain_attention(layer.self_attn) for layer in base.layers)
+    if not _is_lean(model) or not _is_untouched(base):
+        return False
+    return all(_is_plain_attention(layer.self_attn) for layer in base.layers)
 
 
 def _is_lean(model: PreTrainedModel) -> bool:
