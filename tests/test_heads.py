@@ -12,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from forethought.models import heads
+from forethought.models.recurring import recurring
 from test_lean import build
 
 
@@ -104,3 +105,28 @@ def test_under_autocast_it_is_the_linear_layers_own_arithmetic(wants_entropy: bo
         assert reading.logprobs.dtype == torch.float32
     for mine, theirs in zip(*found, strict=True):
         assert (mine - theirs).norm() <= 0.02 * theirs.norm() + 1e-6
+
+
+@given(count=st.integers(0, 10**6))
+def test_recurring_numbers_are_few_and_near(count: int) -> None:
+    found = recurring(count)
+    assert count <= found <= count * 17 / 16
+    assert recurring(found) == found
+
+
+def test_they_are_sixteen_between_two_powers_of_two() -> None:
+    assert len({recurring(count) for count in range(513, 1025)}) == 16
+
+
+def test_in_bfloat16_a_head_of_recurring_size_says_the_same() -> None:
+    model = build("llama")
+    ids = torch.arange(3, 60)[None]
+    positions, targets = torch.arange(39), torch.arange(5, 44)
+    assert recurring(len(positions)) > len(positions)
+    exact = heads.read_tokens(model, ids, positions, targets, wants_entropy=True)
+    with torch.autocast("cpu", torch.bfloat16):
+        found = heads.read_tokens(model, ids, positions, targets, wants_entropy=True)
+    for mine, theirs in zip(found, exact, strict=True):
+        assert mine is not None and theirs is not None
+        assert mine.shape == theirs.shape
+        assert torch.allclose(mine.float(), theirs, atol=0.1)

@@ -20,7 +20,7 @@ from torch.nn.functional import rms_norm, scaled_dot_product_attention, silu
 
 from forethought.models.precision import compute_in
 from forethought.training import batch as batch_module
-from forethought.training.batch import _mask, batch_logprobs, pack_batches
+from forethought.training.batch import batch_logprobs, mask_of, pack_batches
 from forethought.training.lean_functions import Attention, Gate, Norm, layout_of
 from forethought.training.lean_layers import (
     has_lean_attention,
@@ -84,7 +84,7 @@ def test_in_bfloat16_they_are_as_near_to_float32_as_transformers_own(name: str) 
 
 def test_layers_are_their_own_again_whatever_happens() -> None:
     model = build("llama")
-    with pytest.raises(RuntimeError, match="stop"), lean_layers(model, [[3, 4]], 7):
+    with pytest.raises(RuntimeError, match="stop"), lean_layers(model, [[3, 4]], [0, 7]):
         assert any("forward" in vars(module) for module in model.modules())
         raise RuntimeError("stop")
     assert not any("forward" in vars(module) for module in model.modules())
@@ -126,6 +126,7 @@ def test_attention_is_that_of_the_mask_and_has_its_gradient(
 ) -> None:
     width = max(map(sum, pieces)) + padding
     strips, cells = len(pieces), len(pieces) * width
+    starts = list(range(0, cells + 1, width))
     torch.manual_seed(cells)
     counts = (kv_heads * repeats, kv_heads, kv_heads)
     heads = [torch.randn(cells, count, head_dim, requires_grad=True) for count in counts]
@@ -137,12 +138,12 @@ def test_attention_is_that_of_the_mask_and_has_its_gradient(
     queries, keys = (turned(x, cos, sin) for x in heads[:2])
     wanted = scaled_dot_product_attention(
         *(x.view(strips, width, -1, head_dim).transpose(1, 2) for x in (queries, keys, heads[2])),
-        attn_mask=_mask(branches),
+        attn_mask=mask_of(branches),
         enable_gqa=True,
         scale=0.3,
     )
     wanted = wanted.transpose(1, 2).reshape(cells, -1, head_dim) * is_cell
-    found = Attention.apply(*heads, cos, sin, layout_of(pieces, width), 0.3)  # type: ignore[no-untyped-call]
+    found = Attention.apply(*heads, cos, sin, layout_of(pieces, starts), 0.3)  # type: ignore[no-untyped-call]
     assert torch.allclose(found, wanted, atol=1e-4)
     pairs = zip(
         *(torch.autograd.grad((out * weights).sum(), heads) for out in (found, wanted)),
@@ -179,7 +180,7 @@ def test_threads_change_no_bit() -> None:
             torch.manual_seed(0)
             heads = [torch.randn(300, n, 16, requires_grad=True) for n in (4, 2, 2)]
             table = torch.randn(300, 16)
-            layout = layout_of([[20, 60, 50, 20], [150]], 150)
+            layout = layout_of([[20, 60, 50, 20], [150]], [0, 150, 300])
             out = Attention.apply(*heads, table, table, layout, 0.25)  # type: ignore[no-untyped-call]
             x, weight = (
                 torch.randn(900, 64, requires_grad=True),
@@ -203,7 +204,7 @@ import hashlib, torch
 from forethought.training.lean_functions import Attention, Gate, Norm, layout_of
 torch.manual_seed(0)
 heads = [torch.randn(300, n, 16, requires_grad=True) for n in (4, 2, 2)]
-table, layout = torch.randn(300, 16), layout_of([[20, 60, 50, 20], [150]], 150)
+table, layout = torch.randn(300, 16), layout_of([[20, 60, 50, 20], [150]], [0, 150, 300])
 x, y, weight = (torch.randn(300, 64, requires_grad=True) for _ in range(3))
 found = [
     Attention.apply(*heads, table, table, layout, 0.25),

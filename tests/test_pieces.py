@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from torch.nn.functional import scaled_dot_product_attention
 
 from forethought.training import pieces as pieces_module
-from forethought.training.batch import _mask, batch_logprobs, pack_batches
+from forethought.training.batch import batch_logprobs, mask_of, pack_batches
 from forethought.training.pieces import in_pieces, is_cheaper
 from forethought.training.strips import Row
 from test_lean import build
@@ -30,7 +30,7 @@ def test_pieces_are_attention_with_the_mask_and_have_its_gradient(
     pieces: list[list[int]], padding: int
 ) -> None:
     width = max(map(sum, pieces)) + padding
-    mask, is_cell = _mask(branches_of(pieces, width)), branches_of(pieces, width) >= 0
+    mask, is_cell = mask_of(branches_of(pieces, width)), branches_of(pieces, width) >= 0
     torch.manual_seed(width)
     given = [torch.randn(len(pieces), 2, width, 8, requires_grad=True) for _ in range(3)]
     weights = torch.randn(len(pieces), 2, width, 8) * is_cell[:, None, :, None]
@@ -46,7 +46,7 @@ def test_pieces_are_attention_with_the_mask_and_have_its_gradient(
 
 
 def test_other_attention_is_left_alone() -> None:
-    mask = _mask(branches_of([[2, 3, 3]], 8))
+    mask = mask_of(branches_of([[2, 3, 3]], 8))
     other = torch.ones(1, 1, 8, 8, dtype=torch.bool)
     x = torch.randn(1, 2, 8, 4)
     with pytest.MonkeyPatch.context() as patch, in_pieces(mask, [[2, 3, 3]]):

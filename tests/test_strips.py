@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Sequence
 from typing import Any
@@ -12,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from forethought.training.batch import Batch, batch_logprobs, pack_batches, pairs_per_token
+from forethought.training.batch import Batch, batch_logprobs, mask_of, pack_batches, pairs_per_token
 from forethought.training.strips import Learned, Row, Strip, lay_out
 from model_families import FAMILIES, make_model
 
@@ -47,24 +48,41 @@ def test_a_mask_by_hand() -> None:
     rows = [row([7, 8], [1, 2]), row([7, 8], [4]), row([9], [3])]
     [batch] = pack_batches(rows, max_batch_tokens=99, pad_id=0, pairs_per_token=ALWAYS)
     assert batch.input_ids.tolist() == [[7, 8, 1, 2, 4], [9, 3, 0, 0, 0]]
-    assert batch.mask is not None and batch.position_ids is not None
+    assert batch.branches is not None and batch.position_ids is not None
     assert batch.position_ids.tolist() == [[0, 1, 2, 3, 2], [0, 1, 0, 0, 0]]
-    assert batch.mask[0, 0].int().tolist() == [
+    mask = mask_of(batch.branches)
+    assert mask[0, 0].int().tolist() == [
         [1, 0, 0, 0, 0],
         [1, 1, 0, 0, 0],
         [1, 1, 1, 0, 0],
         [1, 1, 1, 1, 0],
         [1, 1, 0, 0, 1],
     ]
-    assert batch.mask.any(dim=-1).all()  # nobody sees nothing, padding included
-    assert not batch.mask[1, 0, :2, 2:].any()  # and nobody sees the padding
+    assert mask.any(dim=-1).all()  # nobody sees nothing, padding included
+    assert not mask[1, 0, :2, 2:].any()  # and nobody sees the padding
+
+
+def test_strips_behind_each_other_do_not_see_each_other() -> None:
+    rows = [row([7, 8], [1, 2]), row([7, 8], [4]), row([9], [3])]
+    [batch] = pack_batches(
+        rows, max_batch_tokens=99, pad_id=0, pairs_per_token=ALWAYS, is_flat=True
+    )
+    assert batch.input_ids.tolist() == [[7, 8, 1, 2, 4, 9, 3]]
+    assert batch.branches is not None and batch.position_ids is not None
+    assert batch.position_ids.tolist() == [[0, 1, 2, 3, 2, 0, 1]]
+    assert (batch.positions.tolist(), batch.targets.tolist()) == ([1, 2, 1, 5], [1, 2, 4, 3])
+    assert mask_of(batch.branches)[0, 0, 4:].int().tolist() == [
+        [1, 1, 0, 0, 1, 0, 0],
+        [0, 0, 0, 0, 0, 1, 0],
+        [0, 0, 0, 0, 0, 1, 1],
+    ]
 
 
 def test_rows_alone_need_no_mask() -> None:
     rows = [row([7, 8], [1, 2]), row([7, 9], [4])]
     for pairs in (0.0, ALWAYS):
         [batch] = pack_batches(rows, max_batch_tokens=99, pad_id=0, pairs_per_token=pairs)
-        assert batch.mask is None and batch.position_ids is None
+        assert batch.branches is None and batch.position_ids is None
 
 
 PROMPTS = st.sampled_from([(7, 8), (7, 8, 9), (5,)])
@@ -137,10 +155,18 @@ def test_the_gradient_of_a_strip_is_that_of_its_rows(family: str, attention: str
     shared = list(
         pack_batches(rows, max_batch_tokens=10**4, pad_id=0, pairs_per_token=pairs_per_token(model))
     )
-    assert all(b.mask is None for b in alone) and all(b.mask is not None for b in shared)
+    assert not any(is_shared(b) for b in alone) and all(is_shared(b) for b in shared)
     assert sum(b.num_tokens for b in shared) < 0.8 * sum(b.num_tokens for b in alone)
     expected = gradient(model, alone)
-    assert (gradient(model, shared) - expected).abs().max() < 1e-4 * expected.abs().max()
+    flat = list(
+        pack_batches(rows, max_batch_tokens=10**4, pad_id=0, pairs_per_token=ALWAYS, is_flat=True)
+    )
+    for batches in (shared, flat):
+        assert (gradient(model, batches) - expected).abs().max() < 1e-4 * expected.abs().max()
+
+
+def is_shared(batch: Batch) -> bool:
+    return batch.branches is not None
 
 
 def test_the_gradient_of_a_strip_has_the_same_bits_every_time() -> None:
@@ -162,7 +188,7 @@ def test_a_model_that_reads_strips_differently_shares_nothing(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     model = make_model()
-    assert pairs_per_token(model) == 6 * model.config.hidden_size
+    assert pairs_per_token(model) == math.inf
     forward = model.model.forward
 
     def deaf(position_ids: object = None, **arguments: Any) -> Any:

@@ -11,6 +11,8 @@ from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 from transformers import PreTrainedModel
 
+from forethought.models.recurring import recurring
+
 
 class Reading(NamedTuple):
     """What a model says at N positions: `entropies` is None unless asked for."""
@@ -60,7 +62,27 @@ def read_tokens(
     hidden = model.base_model(input_ids=input_ids, use_cache=False, **layout).last_hidden_state
     # not hidden[positions]: siblings share a position, and the gradient of an index adds such terms
     # up in whatever order the threads come, so that a resumed run would not end in the same bits
+    count = len(positions)
+    if torch.is_autocast_enabled("cpu"):  # by oneDNN, which compiles a product for each shape
+        more = recurring(count) - count
+        positions, targets = F.pad(positions, (0, more)), F.pad(targets, (0, more))
     needed = hidden.flatten(0, 1).index_select(0, positions)
+    logprobs, entropies, needed = _read(
+        model, needed, targets, temperature, wants_entropy=wants_entropy
+    )
+    shown = None if entropies is None else entropies[:count]
+    return Reading(logprobs[:count], shown, needed[:count])
+
+
+def _read(
+    model: PreTrainedModel,
+    needed: Tensor,
+    targets: Tensor,
+    temperature: float,
+    *,
+    wants_entropy: bool,
+) -> Reading:
+    """The same of hidden states (N, D) at the positions."""
     head = _plain_head(model)
     if head is not None and wants_entropy:
         both: tuple[Tensor, Tensor] = _HeadEntropies.apply(needed, head, targets, temperature)  # type: ignore[no-untyped-call]

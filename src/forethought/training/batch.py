@@ -2,20 +2,25 @@
 
 The only place that shifts tokens: `targets[n]` is the token that flat position `positions[n]`
 predicts. Rows that begin with the same prompt may stand on one strip, the prompt once and their
-completions behind it (`training/strips.py`); all others stand alone, padded on the right, where
-causal attention never sees the padding and no attention mask is needed.
+completions behind it (`training/strips.py`); all others stand alone. A batch has a strip a row,
+padded on the right, where causal attention never sees the padding; or, for models whose attention
+goes by where strips begin (`training/lean_layers.py`), all strips behind each other in one row.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import math
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
+from itertools import accumulate
 
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
 from forethought.models.heads import Reading, read_tokens
+from forethought.models.recurring import recurring
 from forethought.training.lean_layers import has_lean_attention, lean_layers
 from forethought.training.pieces import in_pieces
 from forethought.training.strips import Row, Strip, lay_out, pieces_of
@@ -28,10 +33,11 @@ _MIN_CELLS, _MAX_PADDING = 1024, 128
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Batch:
-    """Strips padded to one width; `positions` picks the N predicting positions that carry loss.
+    """Strips padded to one width, or behind each other in one row of cells; `positions` picks the
+    N predicting positions that carry loss.
 
-    `position_ids` and `mask` are None where every strip is one row: then each token stands at its
-    own column and sees all before it.
+    `position_ids` and `branches` are None where each token stands at its own column and sees all
+    before it.
     """
 
     input_ids: Tensor  # (B, T) int64
@@ -44,9 +50,19 @@ class Batch:
     rows: Tensor  # (N,) int64, the number of the row that a target belongs to
     columns: Tensor  # (N,) int64, where in its row it stands
     position_ids: Tensor | None  # (B, T) int64
-    mask: Tensor | None  # (B, 1, T, T) bool, True where a query (dim 2) sees a key (dim 3)
+    branches: Tensor | None  # (B, T) int64, see `mask_of`
     pieces: Sequence[Sequence[int]]  # of each strip, see `pieces_of`
+    starts: Sequence[int]  # the cell where each strip begins, and where the last one's padding ends
     num_tokens: int  # unpadded
+
+    @property
+    def mask(self) -> Tensor | None:
+        """(B, 1, T, T), see `mask_of`; None where causal attention is what is meant."""
+        return None if self.branches is None else mask_of(self.branches)
+
+    @property
+    def is_flat(self) -> bool:
+        return len(self.input_ids) < len(self.pieces)
 
 
 def pack_batches(
@@ -56,24 +72,43 @@ def pack_batches(
     pad_id: int,
     device: str = "cpu",
     pairs_per_token: float = 0.0,
+    is_flat: bool = False,
 ) -> Iterator[Batch]:
     """Batches of strips of similar length, at most `max_batch_tokens` cells each (one strip at
     least). `pairs_per_token` decides which rows share a strip (see `lay_out`); 0 shares none.
+    `is_flat`: strips stand behind each other, not below.
 
-    The widest batch comes first, so that running out of memory shows at once.
+    The longest strips come first, so that running out of memory shows at once.
     """
     strips = lay_out(rows, pairs_per_token=pairs_per_token, max_tokens=max_batch_tokens)
     order = sorted(range(len(strips)), key=lambda i: (-len(strips[i].token_ids), i))
     start = 0
     while start < len(order):
         lengths = [len(strips[i].token_ids) for i in order[start:]]
-        count = _batch_size(lengths, max_batch_tokens)
-        yield _collate([strips[i] for i in order[start : start + count]], pad_id, device)
+        count = (_num_behind if is_flat else _num_below)(lengths, max_batch_tokens)
+        some = [strips[i] for i in order[start : start + count]]
+        widths = [lengths[0]] * count
+        if is_flat:
+            rest = _recurring(sum(lengths[:count]), max_batch_tokens) - sum(lengths[:count])
+            widths = [*lengths[: count - 1], lengths[count - 1] + rest]
+        yield _collate(some, widths, pad_id, device, is_flat=is_flat)
         start += count
 
 
-def _batch_size(lengths: Sequence[int], max_batch_tokens: int) -> int:
-    """How many of the strips, longest first, go into one batch."""
+def _num_behind(lengths: Sequence[int], max_batch_tokens: int) -> int:
+    """How many of the strips, longest first, go into one row."""
+    totals = accumulate(lengths)
+    return max(1, sum(total <= max_batch_tokens for total in totals))
+
+
+def _recurring(num_cells: int, most: int) -> int:
+    """So many cells or a few more, but not above `most`: a number that many batches have. oneDNN
+    compiles a product anew for every number of rows, which takes milliseconds."""
+    return max(num_cells, min(most, recurring(num_cells)))
+
+
+def _num_below(lengths: Sequence[int], max_batch_tokens: int) -> int:
+    """How many of the strips, longest first, go below each other."""
     width = lengths[0]
     count, padding = 1, 0
     while count < len(lengths) and (count + 1) * width <= max_batch_tokens:
@@ -85,10 +120,14 @@ def _batch_size(lengths: Sequence[int], max_batch_tokens: int) -> int:
     return count
 
 
-def _collate(strips: Sequence[Strip], pad_id: int, device: str) -> Batch:
-    width = len(strips[0].token_ids)
-    learned = [(b * width, token) for b, strip in enumerate(strips) for token in strip.learned]
-    is_shared = any(max(strip.branches) > 1 for strip in strips)
+def _collate(
+    strips: Sequence[Strip], widths: Sequence[int], pad_id: int, device: str, *, is_flat: bool
+) -> Batch:
+    starts = list(accumulate(widths, initial=0))
+    learned = [
+        (at, token) for at, strip in zip(starts, strips, strict=False) for token in strip.learned
+    ]
+    is_plain = not is_flat and all(max(strip.branches) <= 1 for strip in strips)
 
     def floats(name: str) -> Tensor:
         return torch.tensor([getattr(t, name) for _, t in learned], dtype=torch.float32).to(device)
@@ -96,12 +135,21 @@ def _collate(strips: Sequence[Strip], pad_id: int, device: str) -> Batch:
     def integers(name: str) -> Tensor:
         return torch.tensor([getattr(t, name) for _, t in learned], dtype=torch.int64).to(device)
 
-    def cells(name: str, fill: int) -> Tensor:
-        padded = [[*getattr(s, name), *[fill] * (width - len(s.token_ids))] for s in strips]
-        return torch.tensor(padded, dtype=torch.int64).to(device)
+    def cells(rows: Iterable[Sequence[int]], fill: int) -> Tensor:
+        padded = [
+            number
+            for row, width in zip(rows, widths, strict=True)
+            for number in (*row, *[fill] * (width - len(row)))
+        ]
+        found = torch.tensor(padded, dtype=torch.int64)
+        return found.view(1 if is_flat else len(strips), -1).to(device)
 
+    branches = [
+        [number * _MOST_BRANCHES * is_flat + branch for branch in strip.branches]
+        for number, strip in enumerate(strips)
+    ]
     return Batch(
-        input_ids=cells("token_ids", pad_id),
+        input_ids=cells((s.token_ids for s in strips), pad_id),
         positions=torch.tensor([at + t.predictor for at, t in learned], dtype=torch.int64).to(
             device
         ),
@@ -112,21 +160,28 @@ def _collate(strips: Sequence[Strip], pad_id: int, device: str) -> Batch:
         old_logprobs=floats("old_logprob"),
         rows=integers("row"),
         columns=integers("column"),
-        position_ids=cells("position_ids", 0) if is_shared else None,
-        mask=_mask(cells("branches", -1)) if is_shared else None,
+        position_ids=None if is_plain else cells((s.position_ids for s in strips), 0),
+        branches=None if is_plain else cells(branches, -1),
         pieces=[pieces_of(strip) for strip in strips],
+        starts=starts,
         num_tokens=sum(len(strip.token_ids) for strip in strips),
     )
 
 
-def _mask(branches: Tensor) -> Tensor:
-    """Who sees whom: everyone the prompt (branch 0) and its own branch, as far as it came before.
+_MOST_BRANCHES = 1 << 20
 
-    branches: (B, T). Returns (B, 1, T, T). Padding is a branch of its own, so that it sees
-    something: a row without any key would come out as not a number.
+
+def mask_of(branches: Tensor) -> Tensor:
+    """Who sees whom, (B, 1, T, T) bool, True where a query (dim 2) sees a key (dim 3): everyone
+    the prompt of its strip and its own branch, as far as it came before.
+
+    branches: (B, T), the number of the row's strip times _MOST_BRANCHES, plus 0 for a prompt and 1,
+    2, ... for completions. Padding (-1) is a branch of its own, so that it sees something: a row
+    without any key would come out as not a number.
     """
     keys, queries = branches[:, None, :], branches[:, :, None]
-    return (((keys == 0) | (keys == queries)).tril())[:, None]
+    is_prompt = keys == queries - queries % _MOST_BRANCHES
+    return ((is_prompt | (keys == queries)).tril())[:, None]
 
 
 def batch_logprobs(model: PreTrainedModel, batch: Batch, temperature: float = 1.0) -> Tensor:
@@ -138,18 +193,23 @@ def read_batch(
     model: PreTrainedModel, batch: Batch, temperature: float = 1.0, *, wants_entropy: bool = False
 ) -> Reading:
     """Log-probabilities of the batch's targets, hidden states and, if wanted, entropies."""
-    width = batch.input_ids.shape[1]
-    with in_pieces(batch.mask, batch.pieces), lean_layers(model, batch.pieces, width):
-        return read_tokens(
-            model,
-            batch.input_ids,
-            batch.positions,
-            batch.targets,
-            temperature,
-            position_ids=batch.position_ids,
-            mask=batch.mask,
-            wants_entropy=wants_entropy,
-        )
+    with lean_layers(model, batch.pieces, batch.starts) as knows_pieces:
+        mask = _UNREAD if knows_pieces else batch.mask
+        in_parts = nullcontext() if knows_pieces or batch.is_flat else in_pieces(mask, batch.pieces)
+        with in_parts:
+            return read_tokens(
+                model,
+                batch.input_ids,
+                batch.positions,
+                batch.targets,
+                temperature,
+                position_ids=batch.position_ids,
+                mask=mask,
+                wants_entropy=wants_entropy,
+            )
+
+
+_UNREAD = torch.ones(1, 1, 1, 1, dtype=torch.bool)  # or transformers would make one of its own
 
 
 # The same siblings as in a group: one prompt, completions of different lengths.
@@ -161,13 +221,14 @@ _TOLERANCE = 0.01  # nats; a wrong mask or position is off by tenths
 def pairs_per_token(model: PreTrainedModel) -> float:
     """What a token costs this model outside attention, in pairs of a query and a key.
 
-    About 24 * width^2 operations a token and block in the matrix products, 4 * width a pair. 0 for
-    a model that reads a strip differently from separate rows, so that nothing is shared: found out
-    by trying both on three short rows.
+    About 24 * width^2 operations a token and block in the matrix products, 4 * width a pair.
+    Infinite where attention is made for strips, so that a sibling adds no pair that it would not
+    have alone. 0 for a model that reads a strip differently from separate rows, so that nothing is
+    shared: found out by trying both on three short rows.
     """
+    if has_lean_attention(model):  # held to it by tests
+        return math.inf
     worth = 6.0 * float(model.config.get_text_config().hidden_size)
-    if has_lean_attention(model):  # made for strips, and held to that by tests
-        return worth
     rows = [
         Row(token_ids=ids, weights=[0.0] * 3 + [1.0] * (len(ids) - 3), num_prompt=3)
         for ids in _SIBLINGS

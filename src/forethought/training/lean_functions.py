@@ -17,14 +17,15 @@ from forethought.sampling.team import threads_for
 from forethought.training.passes import ROWS_TOGETHER, gate, gate_back, norm, norm_back
 from forethought.training.strip_attention import attend, attend_back
 
-Layout = tuple[Any, Any, int]  # see `attend`
+Layout = tuple[Any, Any, Any]  # see `attend`
 
 
-def layout_of(pieces: Sequence[Sequence[int]], width: int) -> Layout:
-    """Strips as `attend` takes them; each consists of a prompt and its completions."""
+def layout_of(pieces: Sequence[Sequence[int]], starts: Sequence[int]) -> Layout:
+    """Strips as `attend` takes them; each consists of a prompt and its completions, and of padding
+    up to where the next one starts."""
     lengths = np.array([length for strip in pieces for length in strip], np.int64)
     firsts = np.concatenate([[0], np.cumsum([len(strip) for strip in pieces])]).astype(np.int64)
-    return lengths, firsts, width
+    return lengths, firsts, np.array(starts, np.int64)
 
 
 def norm_of(module: Any, hidden_states: Tensor) -> Tensor:

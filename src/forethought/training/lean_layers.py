@@ -25,14 +25,18 @@ Forward = tuple[nn.Module, Any]
 
 
 @contextmanager
-def lean_layers(model: PreTrainedModel, pieces: Sequence[Lengths], width: int) -> Iterator[None]:
+def lean_layers(
+    model: PreTrainedModel, pieces: Sequence[Lengths], starts: Sequence[int]
+) -> Iterator[bool]:
     """Where the model can, let its layers take their compiled passes; strip b of a batch consists
-    of pieces[b], padded to `width`."""
-    forwards = _forwards(model, pieces, width)
+    of pieces[b], and of padding up to the cell where the next one starts. Yields whether attention
+    goes by that in all layers, so that no mask is read."""
+    knows_pieces = has_lean_attention(model)
+    forwards = _forwards(model, pieces, starts)
     for module, forward in forwards:
         module.__dict__["forward"] = forward
     try:
-        yield
+        yield knows_pieces
     finally:
         for module, _ in forwards:
             del module.__dict__["forward"]
@@ -57,13 +61,15 @@ def _is_lean(model: PreTrainedModel) -> bool:
     return not any(getattr(layer, "gradient_checkpointing", False) for layer in base.layers)
 
 
-def _forwards(model: PreTrainedModel, pieces: Sequence[Lengths], width: int) -> list[Forward]:
+def _forwards(
+    model: PreTrainedModel, pieces: Sequence[Lengths], starts: Sequence[int]
+) -> list[Forward]:
     if not _is_lean(model):
         return []
     from forethought.training.lean_functions import attend_in, layout_of, mlp_of, norm_of
 
     base: Any = model.base_model
-    layout = layout_of(pieces, width)
+    layout = layout_of(pieces, starts)
     found: list[Forward] = []
     for layer in base.layers:
         for norm in (layer.input_layernorm, layer.post_attention_layernorm):

@@ -58,7 +58,7 @@ def attend(
 
     heads: queries (cells, query heads, head_dim), keys and values (cells, kv heads, head_dim), not
     turned; rotation: cos and sin (cells, head_dim); layout: the lengths of all pieces, where each
-    strip's begin among them (strips + 1,), and the cells of a strip.
+    strip's begin among them (strips + 1,), and where among the cells (strips + 1,).
     """
     units = (len(layout[1]) - 1) * heads[1].shape[1]
     arguments = (heads, rotation, layout, scale, out, logsums)
@@ -77,12 +77,12 @@ def _attend(
     stop: int,
 ) -> None:
     queries, keys, values = heads
-    lengths, firsts, width = layout
+    lengths, firsts, starts = layout
     kv_heads, size = keys.shape[1:]
     repeats = queries.shape[1] // kv_heads
     for unit in range(start, stop):
         strip, h = unit // kv_heads, unit % kv_heads
-        shared, cell = 0, strip * width
+        shared, cell = 0, starts[strip]
         prompt_keys = keys_in_blocks(keys, rotation, cell, 0, h)
         prompt_values = read_rows(values, rotation, cell, 0, h, 1, _ZERO)
         for piece in range(firsts[strip], firsts[strip + 1]):
@@ -115,7 +115,7 @@ def _attend(
             if piece == firsts[strip]:
                 shared, prompt_keys, prompt_values = count, own_keys, own_values
             cell += count
-        out[cell : (strip + 1) * width, h * repeats : (h + 1) * repeats] = 0
+        out[cell : starts[strip + 1], h * repeats : (h + 1) * repeats] = 0
 
 
 @compiled
@@ -151,12 +151,12 @@ def _attend_back(
     stop: int,
 ) -> None:
     queries, keys, values = heads
-    lengths, firsts, width = layout
+    lengths, firsts, starts = layout
     kv_heads, size = keys.shape[1:]
     repeats = queries.shape[1] // kv_heads
     for unit in range(start, stop):
         strip, h = unit // kv_heads, unit % kv_heads
-        shared, begin = 0, strip * width
+        shared, begin = 0, starts[strip]
         prompt = _own(keys, values, rotation, begin, 0, h)
         to_prompt = _room(0, size)
         cell = begin

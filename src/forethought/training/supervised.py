@@ -16,6 +16,7 @@ from forethought.schema_tables import Optimizer
 from forethought.tasks.traces import Document
 from forethought.training.batch import batch_logprobs, pack_batches
 from forethought.training.faults import Fault, describe_rows, fault_of_loss, report_fault
+from forethought.training.lean_layers import has_lean_attention
 from forethought.training.loop import Metrics
 from forethought.training.strips import Row
 from forethought.training.update import Optimizers, apply_update
@@ -41,7 +42,13 @@ def supervised_step(
     loss, num_tokens, num_cells = 0.0, 0, 0
     fault: Fault | None = None
     device = str(model.device)
-    batches = pack_batches(rows, max_batch_tokens=max_batch_tokens, pad_id=pad_id, device=device)
+    batches = pack_batches(
+        rows,
+        max_batch_tokens=max_batch_tokens,
+        pad_id=pad_id,
+        device=device,
+        is_flat=has_lean_attention(model),
+    )
     with keep_casts(device, dtype):
         for number, batch in enumerate(batches):
             fit_threads()
