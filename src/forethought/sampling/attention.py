@@ -8,19 +8,17 @@ from typing import Any
 import numpy as np
 
 from forethought.sampling.kernels import (
-    as_float,
     compiled,
-    exponential,
-    in_order,
     part,
     put,
     rms_norm,
     store,
     take,
 )
+from forethought.sampling.lanes import LANES
+from forethought.sampling.row_vectors import exponentials, largest_of
 from forethought.sampling.team import share_out
 from forethought.sampling.vectors import (
-    LANES,
     MOST_HEADS,
     SUMS,
     score,
@@ -30,7 +28,6 @@ from forethought.sampling.vectors import (
 )
 
 _ZERO, _ONE = np.float32(0.0), np.float32(1.0)
-_BELOW_ALL = np.int32(-(2**31))
 
 
 def heads_together(num_heads: int, num_kv_heads: int) -> tuple[int, ...]:
@@ -167,6 +164,7 @@ def _attend(
     repeats = num_heads // own_keys.shape[2]
     row = np.empty(num_heads * size, np.float32)
     found = np.empty((num_heads, own_values.shape[4]), np.float32)
+    factors = np.empty(num_heads, np.float32)
     most = np.int64(0)
     for r in range(start, stop):
         most = max(most, prompt_lengths[r] + own_lengths[r])
@@ -179,18 +177,20 @@ def _attend(
             h = j // repeats
             asking, sums = queries[r, j : j + len(together)], found[j : j + len(together)]
             shared, ahead = prompt_keys[layer, g, h], prompt_keys[layer, g2, h]
-            score(together, asking, shared, _blocks(first), scores, 0, ahead)
+            score(together, asking, 0, shared, _blocks(first), scores, 0, 0, ahead)
             mine, ahead = own_keys[layer, s, h], own_keys[layer, s2, h]
-            score(together, asking, mine, _blocks(count), scores, first, ahead)
+            score(together, asking, 0, mine, _blocks(count), scores, 0, first, ahead)
             for i in range(len(together)):
-                _softmax(scores[i], first + count)
+                top = largest_of(scores, i, first + count)
+                factors[j + i] = _ONE / exponentials(scores, i, first + count, 0, top)
             sums[:] = _ZERO
             shared, ahead = prompt_values[layer, g, h], prompt_values[layer, g2, h]
-            weigh(together, scores, 0, shared, first, sums, ahead)
+            weigh(together, scores, 0, shared, first, sums, 0, ahead)
             mine, ahead = own_values[layer, s, h], own_values[layer, s2, h]
-            weigh(together, scores, first, mine, count, sums, ahead)
+            weigh(together, scores, first, mine, count, sums, 0, ahead)
         for j in range(num_heads):
-            row[j * size : (j + 1) * size] = found[j, :size]
+            for i in range(size):
+                row[j * size + i] = found[j, i] * factors[j]
         put(row, out, scales, r)
 
 
@@ -219,38 +219,28 @@ def _turn(
             x[i + half] = high * cos[i + half] + low * sin[i + half]
 
 
-@compiled
-def _softmax(x: Any, count: int) -> None:
-    """softmax of x[:count] in place."""
-    bits = x.view(np.int32)
-    top = _BELOW_ALL
-    for t in range(count):  # floats as whole numbers in the same order: they compare as vectors
-        top = max(top, in_order(bits[t]))
-    most = as_float(in_order(top))
-    total = _ZERO
-    for t in range(count):
-        x[t] = exponential(x[t] - most)
-        total += x[t]
-    share = _ONE / total
-    for t in range(count):
-        x[t] *= share
-
-
 @part
 def weigh(
-    together: Any, weights: Any, first: int, values: Any, count: int, out: Any, ahead: Any
+    together: Any,
+    weights: Any,
+    first: int,
+    values: Any,
+    count: int,
+    out: Any,
+    row: int,
+    ahead: Any,
 ) -> None:
-    """out (H, head_dim) += weights[h, first + t] * values[t], summed over t < count: as many
-    vectors at a time as there are registers for. `ahead` as in `weigh`."""
+    """out[row + h] += weights[row + h, first + t] * values[t], summed over t < count: as many
+    vectors at a time as there are registers for. `ahead` as in `weigh_1`."""
     at, size = 0, out.shape[1]
     if 4 * len(together) <= SUMS:
         while at + 4 * LANES <= size:
-            weigh_4(together, weights, first, values, count, out, at, ahead)
+            weigh_4(together, weights, first, values, count, out, row, at, ahead)
             at += 4 * LANES
     if 2 * len(together) <= SUMS:
         while at + 2 * LANES <= size:
-            weigh_2(together, weights, first, values, count, out, at, ahead)
+            weigh_2(together, weights, first, values, count, out, row, at, ahead)
             at += 2 * LANES
     while at < size:
-        weigh_1(together, weights, first, values, count, out, at, ahead)
+        weigh_1(together, weights, first, values, count, out, row, at, ahead)
         at += LANES

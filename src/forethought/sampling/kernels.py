@@ -30,7 +30,8 @@ _ZERO, _ONE, _HALF = np.float32(0.0), np.float32(1.0), np.float32(0.5)
 _SMALLEST = np.float32(1e-12)
 _SOURCES = (
     *("sampling/" + name for name in ("attention", "draw_kernel", "kernels", "scaled", "team")),
-    *("sampling/tiles", "sampling/vectors"),
+    *("sampling/head_vectors", "sampling/lanes", "sampling/row_vectors", "sampling/tiles"),
+    "sampling/vectors",
     *("training/passes", "training/strip_attention", "training/strip_rows"),
 )
 OPTIONS: dict[str, Any] = {"fastmath": _FASTMATH, "error_model": "numpy"}
@@ -97,13 +98,6 @@ def exponential(x: Any) -> Any:
     r = value - k * _LN2_HIGH - k * _LN2_LOW
     p = ((((_C5 * r + _C4) * r + _C3) * r + _C2) * r + _C1) * r + _HALF
     return (p * r * r + r + _ONE) * as_float(np.int32(np.int32(k) + _BIAS) << _MANTISSA)
-
-
-@part
-def in_order(bits: Any) -> Any:
-    """The bits of a float32 as an int32 in the order of the floats, and back: whole numbers are
-    compared as vectors, where numbers that may be none are not."""
-    return np.int32(bits ^ ((bits >> _SIGN) & _UNSIGNED))
 
 
 @part

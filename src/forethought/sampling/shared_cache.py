@@ -19,7 +19,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from forethought.sampling.cache import Prefill, cache_shape, round_up
-from forethought.sampling.vectors import LANES
+from forethought.sampling.lanes import LANES
 
 Prompt = tuple[int, ...]
 Numbers = NDArray[np.float32] | NDArray[np.uint16]  # of bfloat16, the upper half of a float32

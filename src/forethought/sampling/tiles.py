@@ -18,9 +18,9 @@ from numba.core import cgutils
 from numba.extending import intrinsic, overload
 
 from forethought.sampling.kernels import compiled, largest, to_bfloat16
+from forethought.sampling.lanes import processor_has, row_at, spread
 from forethought.sampling.scaled import ZERO
 from forethought.sampling.team import share_out
-from forethought.sampling.vectors import processor_has, row_at, spread
 
 _CAN_ASSEMBLE = hasattr(binding, "initialize_native_asmparser")
 HAS_INT8 = _CAN_ASSEMBLE and processor_has("avx512vnni")
@@ -81,11 +81,11 @@ def _tile(
             words = row_at(b, arrays[3], loop.index)
             weights = [_load(b, words, v, _WORDS) for v in range(4)]
             for row, totals in zip(input_rows, sums, strict=True):
-                given = spread(b, b.gep(row, [loop.index]), _WORDS)
+                given = spread(b, b.load(b.gep(row, [loop.index])), _WORDS.count)
                 for weight, total in zip(weights, totals, strict=True):
                     b.store(_dot(b, b.load(total), given, weight, is_bytes), total)
         for r, totals in zip(numbers, sums, strict=True):
-            scale = spread(b, b.gep(arrays[7].data, [r]), _FLOATS)
+            scale = spread(b, b.load(b.gep(arrays[7].data, [r])), _FLOATS.count)
             place = b.gep(row_at(b, arrays[8], r), [column])
             for v, total in enumerate(totals):
                 y = b.load(total)

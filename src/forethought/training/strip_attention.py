@@ -11,15 +11,18 @@ dO * O over a row, dV = P^T dO, dS = P * (dO V^T - D), dQ = dS K and dK = dS^T Q
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
 
 from forethought.sampling.attention import weigh
+from forethought.sampling.head_vectors import write
 from forethought.sampling.kernels import compiled, part
+from forethought.sampling.lanes import LANES
+from forethought.sampling.row_vectors import exponentials, largest_of, to_slopes
 from forethought.sampling.team import share_out
 from forethought.sampling.vectors import (
-    LANES,
     MOST_HEADS,
     SUMS,
     columns_1,
@@ -32,10 +35,7 @@ from forethought.training.strip_rows import (
     keys_in_blocks,
     read_rows,
     read_sums,
-    softmax,
     to_blocks,
-    to_slopes,
-    write,
 )
 
 TOGETHER = (0,) * MOST_HEADS  # as many queries, or keys, as are gone over at once
@@ -78,7 +78,7 @@ def _attend(
 ) -> None:
     queries, keys, values = heads
     lengths, firsts, starts = layout
-    kv_heads, size = keys.shape[1:]
+    kv_heads = keys.shape[1]
     repeats = queries.shape[1] // kv_heads
     for unit in range(start, stop):
         strip, h = unit // kv_heads, unit % kv_heads
@@ -91,27 +91,26 @@ def _attend(
             own_keys = keys_in_blocks(keys, rotation, cell, count, h)
             own_values = read_rows(values, rotation, cell, count, h, 1, _ZERO)
             weights = np.empty((MOST_HEADS, shared + count + LANES), np.float32)
-            bits, tops = weights.view(np.int32), np.empty(LANES, np.int32)
+            factors = np.empty(MOST_HEADS, np.float32)
             found = np.empty((MOST_HEADS, asking.shape[1]), np.float32)
             for first in range(0, count * repeats, MOST_HEADS):
                 seen = min(count, (first + MOST_HEADS - 1) // repeats + 1)
-                tile = asking[first : first + MOST_HEADS, :size]
-                _score(tile, prompt_keys, shared, own_keys, seen, weights)
+                _score(asking, first, prompt_keys, shared, own_keys, seen, weights, 0)
                 found[:] = _ZERO
                 for i in range(MOST_HEADS):
                     t, r = (first + i) // repeats, (first + i) % repeats
+                    until = shared + t + 1 if t < count else 0
+                    top = largest_of(weights, i, until)
+                    total = exponentials(weights, i, until, shared + seen, top)
                     if t < count:
-                        far = softmax(weights, bits, tops, i, shared + t + 1)
-                        logsums[cell + t, h * repeats + r] = far
-                        weights[i, shared + t + 1 : shared + seen] = _ZERO
-                    else:
-                        weights[i, : shared + seen] = _ZERO
-                weigh(TOGETHER, weights, 0, prompt_values, shared, found, prompt_values)
-                weigh(TOGETHER, weights, shared, own_values, seen, found, own_values)
+                        factors[i] = _ONE / total
+                        logsums[cell + t, h * repeats + r] = top + np.float32(math.log(total))
+                weigh(TOGETHER, weights, 0, prompt_values, shared, found, 0, prompt_values)
+                weigh(TOGETHER, weights, shared, own_values, seen, found, 0, own_values)
                 for i in range(MOST_HEADS):
                     t, r = (first + i) // repeats, (first + i) % repeats
                     if t < count:
-                        write(found, i, out, cell + t, h * repeats + r)
+                        write(found, i, factors[i], out, cell + t, h * repeats + r)
             if piece == firsts[strip]:
                 shared, prompt_keys, prompt_values = count, own_keys, own_values
             cell += count
@@ -166,10 +165,11 @@ def _attend_back(
             asking = read_rows(queries, rotation, cell, count, h, repeats, scale)
             given = read_rows(gradient, rotation, cell, count, h, repeats, _ZERO)
             to_asking = np.zeros_like(asking)
-            sums = np.empty((2, len(asking)), np.float32)
+            tiles = -(-count * repeats // MOST_HEADS) * MOST_HEADS
+            sums = np.empty((2, tiles), np.float32)
             read_sums(out, logsums, given, cell, count, h, repeats, sums)
             for first in range(0, count * repeats, _CHUNK):
-                last = min(first + _CHUNK, len(asking))
+                last = min(first + _CHUNK, tiles)
                 some = (asking[first:last], given[first:last], to_asking[first:last])
                 _chunk(first, repeats, count, shared, some, sums, prompt, mine, to_prompt, to_mine)
             give_rows(to_asking, rotation, cell, count, h, repeats, scale, to_heads[0])
@@ -198,25 +198,21 @@ def _chunk(
 ) -> None:
     """What some queries, from the one numbered `first` of a piece on, give to all they see."""
     asking, given, to_asking = some
-    rows, size = len(asking), mine[0].shape[1]
+    rows = len(asking)
     all_seen = min(count, (first + rows - 1) // repeats + 1)
-    weights = np.empty((rows, shared + all_seen + LANES), np.float32)
-    slopes = np.empty((rows, shared + all_seen + LANES), np.float32)
+    end = shared + all_seen + MOST_HEADS  # keys are gone over so many at a time
+    weights, slopes = np.empty((2, rows, end + LANES), np.float32)
     for k in range(0, rows, MOST_HEADS):
         seen = min(count, (first + k + MOST_HEADS - 1) // repeats + 1)
-        few, slope = weights[k : k + MOST_HEADS], slopes[k : k + MOST_HEADS]
-        _score(asking[k : k + MOST_HEADS, :size], prompt[0], shared, mine[0], seen, few)
-        _score(given[k : k + MOST_HEADS, :size], prompt[1], shared, mine[1], seen, slope)
-        for i in range(MOST_HEADS):
-            row = first + k + i
+        _score(asking, k, prompt[0], shared, mine[0], seen, weights, k)
+        _score(given, k, prompt[1], shared, mine[1], seen, slopes, k)
+        for i in range(k, k + MOST_HEADS):
+            row = first + i
             until = shared + row // repeats + 1 if row < count * repeats else 0
             logsum, whole = sums[0, row], sums[1, row]
-            to_slopes(few, slope, i, until, logsum, whole)
-            few[i, until : shared + all_seen + MOST_HEADS] = _ZERO
-            slope[i, until : shared + all_seen + MOST_HEADS] = _ZERO
-        to_some = to_asking[k : k + MOST_HEADS]
-        weigh(TOGETHER, slope, 0, prompt[2], shared, to_some, prompt[2])
-        weigh(TOGETHER, slope, shared, mine[2], seen, to_some, mine[2])
+            to_slopes(weights, slopes, i, until, end, logsum, whole)
+        weigh(TOGETHER, slopes, 0, prompt[2], shared, to_asking, k, prompt[2])
+        weigh(TOGETHER, slopes, shared, mine[2], seen, to_asking, k, mine[2])
     _weigh_columns(slopes, 0, shared, asking, to_prompt[0])
     _weigh_columns(weights, 0, shared, given, to_prompt[1])
     _weigh_columns(slopes, shared, all_seen, asking, to_mine[0])
@@ -229,27 +225,35 @@ def _weigh_columns(weights: Any, first: int, count: int, rows: Any, out: Any) ->
     those behind up to a multiple of MOST_HEADS."""
     size = out.shape[1]
     for t in range(0, count, MOST_HEADS):
-        few, at = out[t : t + MOST_HEADS], 0
+        at = 0
         if 4 * MOST_HEADS <= SUMS:
             while at + 4 * LANES <= size:
-                columns_4(TOGETHER, weights, first + t, rows, len(rows), few, at, rows)
+                columns_4(TOGETHER, weights, first + t, rows, len(rows), out, t, at, rows)
                 at += 4 * LANES
         while at + 2 * LANES <= size:
-            columns_2(TOGETHER, weights, first + t, rows, len(rows), few, at, rows)
+            columns_2(TOGETHER, weights, first + t, rows, len(rows), out, t, at, rows)
             at += 2 * LANES
         while at < size:
-            columns_1(TOGETHER, weights, first + t, rows, len(rows), few, at, rows)
+            columns_1(TOGETHER, weights, first + t, rows, len(rows), out, t, at, rows)
             at += LANES
 
 
 @part
 def _score(
-    asking: Any, prompt_keys: Any, shared: int, own_keys: Any, seen: int, scores: Any
+    asking: Any,
+    query: int,
+    prompt_keys: Any,
+    shared: int,
+    own_keys: Any,
+    seen: int,
+    scores: Any,
+    row: int,
 ) -> None:
-    """Products of MOST_HEADS queries with the prompt's keys and the first `seen` of their own."""
+    """Products of MOST_HEADS queries, from that one on, with the prompt's keys and the first `seen`
+    of their own, into as many rows of scores."""
     blocks, own_blocks = -(-shared // LANES), -(-seen // LANES)
-    score(TOGETHER, asking, prompt_keys, blocks, scores, 0, prompt_keys)
-    score(TOGETHER, asking, own_keys, own_blocks, scores, shared, own_keys)
+    score(TOGETHER, asking, query, prompt_keys, blocks, scores, row, 0, prompt_keys)
+    score(TOGETHER, asking, query, own_keys, own_blocks, scores, row, shared, own_keys)
 
 
 @part

@@ -1,0 +1,247 @@
+"""Passes over the numbers of one head, written for vector registers.
+
+They go LANES at a time and over the rest one by one; a plain loop over so few would all run so.
+Arrays of heads (cells, heads, size) are float32 or bfloat16 (`sampling/lanes.py`), rows float32.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from llvmlite import ir
+from numba import types
+from numba.core import cgutils
+from numba.extending import intrinsic
+
+from forethought.sampling.lanes import (
+    FLOAT,
+    INT,
+    INT32,
+    LANES,
+    Value,
+    across,
+    add_to,
+    array_of,
+    constant,
+    fetch,
+    load,
+    minus,
+    plus,
+    row_at,
+    shape_of,
+    spread,
+    store,
+    times,
+    variable,
+    vector,
+)
+
+_AHEAD = 8  # cells: a row that is read so much later is asked for, as heads lie far apart
+
+
+@intrinsic  # type: ignore[untyped-decorator]
+def read(typing: Any, values: Any, cell: Any, head: Any, rows: Any, r: Any) -> Any:
+    """values[cell, head] (size,), of either kind, into the first numbers of rows[r]."""
+
+    def body(context: Any, b: Any, signature: Any, arguments: Any) -> Any:
+        values = array_of(context, b, signature.args[0], arguments[0])
+        source = row_at(b, values, arguments[1], arguments[2])
+        rows = array_of(context, b, signature.args[3], arguments[3])
+        row = row_at(b, rows, arguments[4])
+        following = row_at(b, values, b.add(arguments[1], INT(_AHEAD)), arguments[2])
+
+        def copy(at: Value, n: int) -> None:
+            fetch(b, b.gep(following, [at]), cache=1)
+            _put(b, _get(b, source, at, n), row, at)
+
+        _over(b, shape_of(b, values)[2], copy)
+        return context.get_dummy_value()
+
+    return types.void(values, cell, head, rows, r), body
+
+
+@intrinsic  # type: ignore[untyped-decorator]
+def read_turned(
+    typing: Any,
+    values: Any,
+    cell: Any,
+    head: Any,
+    rows: Any,
+    r: Any,
+    factor: Any,
+    cos: Any,
+    sin: Any,
+) -> Any:
+    """The same times `factor` and turned by rotary position embedding (arXiv 2104.09864); cos and
+    sin: (cells, size)."""
+
+    def body(context: Any, b: Any, signature: Any, arguments: Any) -> Any:
+        values, rows, cos, sin = (
+            array_of(context, b, signature.args[i], arguments[i]) for i in (0, 3, 6, 7)
+        )
+        source, row = row_at(b, values, *arguments[1:3]), row_at(b, rows, arguments[4])
+        cosines, sines = (row_at(b, table, arguments[1]) for table in (cos, sin))
+        half = b.lshr(shape_of(b, values)[2], INT(1))
+        following = row_at(b, values, b.add(arguments[1], INT(_AHEAD)), arguments[2])
+
+        def turn(at: Value, n: int) -> None:
+            factor, behind = spread(b, arguments[5], n), b.add(at, half)
+            for i in (at, behind):
+                fetch(b, b.gep(following, [i]), cache=1)
+            low, high = (times(b, _get(b, source, i, n), factor) for i in (at, behind))
+            of_low, of_high = (_get(b, cosines, i, n) for i in (at, behind))
+            to_low, to_high = (_get(b, sines, i, n) for i in (at, behind))
+            _put(b, minus(b, times(b, low, of_low), times(b, high, to_low)), row, at)
+            _put(b, plus(b, times(b, high, of_high), times(b, low, to_high)), row, behind)
+
+        _over(b, half, turn)
+        return context.get_dummy_value()
+
+    return types.void(values, cell, head, rows, r, factor, cos, sin), body
+
+
+@intrinsic  # type: ignore[untyped-decorator]
+def write(typing: Any, rows: Any, r: Any, factor: Any, out: Any, cell: Any, head: Any) -> Any:
+    """The first numbers of rows[r] times `factor` into out[cell, head] (size,), of either kind."""
+
+    def body(context: Any, b: Any, signature: Any, arguments: Any) -> Any:
+        rows, out = (array_of(context, b, signature.args[i], arguments[i]) for i in (0, 3))
+        row, target = row_at(b, rows, arguments[1]), row_at(b, out, *arguments[4:6])
+
+        def scale(at: Value, n: int) -> None:
+            numbers = times(b, _get(b, row, at, n), spread(b, arguments[2], n))
+            _put(b, numbers, target, at)
+
+        _over(b, shape_of(b, out)[2], scale)
+        return context.get_dummy_value()
+
+    return types.void(rows, r, factor, out, cell, head), body
+
+
+@intrinsic  # type: ignore[untyped-decorator]
+def write_turned_back(
+    typing: Any,
+    rows: Any,
+    r: Any,
+    factor: Any,
+    out: Any,
+    cell: Any,
+    head: Any,
+    cos: Any,
+    sin: Any,
+) -> Any:
+    """rows[r], the gradient of what `read_turned` gave, carried on to what it was given, into
+    out[cell, head]."""
+
+    def body(context: Any, b: Any, signature: Any, arguments: Any) -> Any:
+        rows, out, cos, sin = (
+            array_of(context, b, signature.args[i], arguments[i]) for i in (0, 3, 6, 7)
+        )
+        row, target = row_at(b, rows, arguments[1]), row_at(b, out, *arguments[4:6])
+        cosines, sines = (row_at(b, table, arguments[4]) for table in (cos, sin))
+        half = b.lshr(shape_of(b, out)[2], INT(1))
+
+        def turn(at: Value, n: int) -> None:
+            factor, behind = spread(b, arguments[2], n), b.add(at, half)
+            low, high = (times(b, _get(b, row, i, n), factor) for i in (at, behind))
+            of_low, of_high = (_get(b, cosines, i, n) for i in (at, behind))
+            to_low, to_high = (_get(b, sines, i, n) for i in (at, behind))
+            _put(b, plus(b, times(b, low, of_low), times(b, high, to_high)), target, at)
+            store(
+                b, minus(b, times(b, high, of_high), times(b, low, to_low)), b.gep(target, [behind])
+            )
+
+        _over(b, half, turn)
+        return context.get_dummy_value()
+
+    return types.void(rows, r, factor, out, cell, head, cos, sin), body
+
+
+@intrinsic  # type: ignore[untyped-decorator]
+def product_with(typing: Any, values: Any, cell: Any, head: Any, rows: Any, r: Any) -> Any:
+    """values[cell, head] . the first numbers of rows[r]."""
+
+    def body(context: Any, b: Any, signature: Any, arguments: Any) -> Any:
+        values, rows = (array_of(context, b, signature.args[i], arguments[i]) for i in (0, 3))
+        source, row = row_at(b, values, *arguments[1:3]), row_at(b, rows, arguments[4])
+        totals = {n: variable(b, constant(0.0, n)) for n in (LANES, 1)}
+        following = row_at(b, values, b.add(arguments[1], INT(_AHEAD)), arguments[2])
+
+        def add(at: Value, n: int) -> None:
+            fetch(b, b.gep(following, [at]), cache=1)
+            add_to(
+                b,
+                totals[n],
+                times(b, _get(b, source, at, n), _get(b, row, at, n)),
+            )
+
+        _over(b, shape_of(b, values)[2], add)
+        return plus(b, across(b, b.load(totals[LANES]), plus), b.load(totals[1]))
+
+    return types.float32(values, cell, head, rows, r), body
+
+
+@intrinsic  # type: ignore[untyped-decorator]
+def transpose(typing: Any, rows: Any, size: Any, blocks: Any) -> Any:
+    """blocks[k, i, lane] = rows[k * LANES + lane, i] for each i < size; blocks: (blocks, size,
+    LANES), rows: (at least blocks * LANES, at least size)."""
+
+    def body(context: Any, b: Any, signature: Any, arguments: Any) -> Any:
+        rows, blocks = (array_of(context, b, signature.args[i], arguments[i]) for i in (0, 2))
+        lanes = range(LANES)
+        with cgutils.for_range(b, shape_of(b, blocks)[0]) as block:
+            first = b.mul(block.index, INT(LANES))
+            sources = [row_at(b, rows, b.add(first, INT(i))) for i in lanes]
+            target = row_at(b, blocks, block.index)
+
+            def turn(at: Value, n: int) -> None:
+                if n == 1:
+                    numbers = ir.Constant(vector(FLOAT), ir.Undefined)
+                    for i in lanes:
+                        numbers = b.insert_element(numbers, _get(b, sources[i], at, 1), INT32(i))
+                    _put(b, numbers, target, b.mul(at, INT(LANES)))
+                    return
+                columns = _exchanged(b, [_get(b, source, at, n) for source in sources])
+                for i, column in enumerate(columns):
+                    _put(b, column, target, b.mul(b.add(at, INT(i)), INT(LANES)))
+
+            _over(b, arguments[1], turn)
+        return context.get_dummy_value()
+
+    return types.void(rows, size, blocks), body
+
+
+def _exchanged(b: Any, rows: list[Value]) -> list[Value]:
+    """The columns of LANES vectors: halves are exchanged, then quarters of halves, and so on."""
+    step = LANES // 2
+    kind = ir.VectorType(INT32, LANES)
+    while step:
+        upper = [bool(i & step) for i in range(LANES)]
+        first = [i + LANES - step if up else i for i, up in enumerate(upper)]
+        second = [i + LANES if up else i + step for i, up in enumerate(upper)]
+        for i in range(LANES):
+            if not upper[i]:
+                pair = rows[i], rows[i + step]
+                rows[i] = b.shuffle_vector(*pair, ir.Constant(kind, first))
+                rows[i + step] = b.shuffle_vector(*pair, ir.Constant(kind, second))
+        step //= 2
+    return rows
+
+
+def _get(b: Any, row: Value, at: Value, n: int) -> Value:
+    return load(b, b.gep(row, [at]), n)
+
+
+def _put(b: Any, numbers: Value, row: Value, at: Value) -> None:
+    store(b, numbers, b.gep(row, [at]))
+
+
+def _over(b: Any, count: Value, work: Callable[[Value, int], None]) -> None:
+    """work(start, LANES) for each whole vector of `count` numbers, and work(start, 1) for the
+    rest."""
+    whole = b.and_(count, INT(-LANES))
+    with cgutils.for_range_slice(b, INT(0), whole, INT(LANES)) as (start, _):
+        work(start, LANES)
+    with cgutils.for_range_slice(b, whole, count, INT(1)) as (start, _):
+        work(start, 1)

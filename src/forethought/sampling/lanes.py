@@ -1,0 +1,149 @@
+"""What vector kernels are written with: LLVM's instructions for all numbers of a register.
+
+`b` is llvmlite's builder. Numbers are float32, in memory also uint16, which stands for the upper
+half of a float32: bfloat16.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from llvmlite import ir
+from llvmlite.binding import get_host_cpu_features
+from numba.core import cgutils, config
+
+Value = Any
+
+
+def processor_has(feature: str) -> bool:
+    """Whether numba compiles for this processor as it is, and it has that feature of LLVM's."""
+    if config.CPU_NAME or config.CPU_FEATURES is not None or not config.ENABLE_AVX:
+        return False
+    try:
+        return bool(get_host_cpu_features().get(feature))
+    except RuntimeError:  # LLVM does not know
+        return False
+
+
+LANES = 16 if processor_has("avx512f") else 8  # float32 numbers in a register
+LINE = 64  # bytes that the processor reads from memory at once
+INT, INT16, INT32, FLOAT = ir.IntType(64), ir.IntType(16), ir.IntType(32), ir.FloatType()
+_BYTES = ir.IntType(8).as_pointer()
+_TO_READ, _DATA = 0, 1  # in LLVM's numbers
+# Multiply and add may be one; no order of a sum is left to the compiler.
+FLAGS = ("nsz", "contract")
+
+
+def array_of(context: Any, b: Any, kind: Any, value: Value) -> Any:
+    return context.make_array(kind)(context, b, value)
+
+
+def shape_of(b: Any, array: Any) -> Any:
+    return cgutils.unpack_tuple(b, array.shape)
+
+
+def row_at(b: Any, array: Any, *indices: Value) -> Value:
+    """Where array[*indices] begins."""
+    strides = cgutils.unpack_tuple(b, array.strides)
+    place = b.ptrtoint(array.data, INT)
+    for stride, index in zip(strides, indices, strict=False):
+        place = b.add(place, b.mul(stride, index))
+    return b.inttoptr(place, array.data.type)
+
+
+def fetch(b: Any, place: Value, cache: int = 2) -> None:
+    """Ask for the line at `place`, to be read from that cache before long."""
+    kind = ir.FunctionType(ir.VoidType(), [_BYTES, INT32, INT32, INT32])
+    prefetch = cgutils.get_or_insert_function(b.module, kind, "llvm.prefetch.p0i8")
+    b.call(prefetch, [b.bitcast(place, _BYTES), *map(INT32, (_TO_READ, 4 - cache, _DATA))])
+
+
+def vector(element: Any, n: int = LANES) -> Any:
+    """The type of n such numbers; of one, its own."""
+    return element if n == 1 else ir.VectorType(element, n)
+
+
+def constant(value: float, n: int = LANES, element: Any = FLOAT) -> Value:
+    return ir.Constant(vector(element, n), value if n == 1 else [value] * n)
+
+
+def spread(b: Any, number: Value, n: int = LANES) -> Value:
+    """The number in every lane."""
+    if n == 1:
+        return number
+    nothing = ir.Constant(ir.VectorType(number.type, n), ir.Undefined)
+    first = b.insert_element(nothing, number, INT32(0))
+    return b.shuffle_vector(first, nothing, constant(0, n, INT32))
+
+
+def load(b: Any, place: Value, n: int = LANES) -> Value:
+    """n numbers from `place` on, of either kind, as float32."""
+    element = place.type.pointee
+    is_float = element == FLOAT
+    found = b.load(b.bitcast(place, vector(element, n).as_pointer()), align=4 if is_float else 2)
+    if is_float:
+        return found
+    bits = b.shl(b.zext(found, vector(INT32, n)), constant(16, n, INT32))
+    return b.bitcast(bits, vector(FLOAT, n))
+
+
+def store(b: Any, numbers: Value, place: Value) -> None:
+    """float32 numbers from `place` on, in its kind."""
+    element = place.type.pointee
+    n = numbers.type.count if isinstance(numbers.type, ir.VectorType) else 1
+    place = b.bitcast(place, vector(element, n).as_pointer())
+    if element == FLOAT:
+        b.store(numbers, place, align=4)
+    else:
+        b.store(_to_bfloat16(b, numbers, n), place, align=2)
+
+
+def _to_bfloat16(b: Any, numbers: Value, n: int) -> Value:
+    """To the nearest, of two as near to the even one; what is not a number stays so."""
+
+    def all_(value: int) -> Value:
+        return constant(value, n, INT32)
+
+    bits = b.bitcast(numbers, vector(INT32, n))
+    upper = b.lshr(bits, all_(16))
+    rounded = b.lshr(b.add(b.add(bits, all_(0x7FFF)), b.and_(upper, all_(1))), all_(16))
+    is_none = b.fcmp_unordered("uno", numbers, numbers)
+    return b.trunc(b.select(is_none, b.or_(upper, all_(0x40)), rounded), vector(INT16, n))
+
+
+def variable(b: Any, value: Value) -> Value:
+    """One that LLVM keeps in a register."""
+    place = cgutils.alloca_once(b, value.type)
+    b.store(value, place)
+    return place
+
+
+def add_to(b: Any, total: Value, numbers: Value) -> None:
+    b.store(plus(b, b.load(total), numbers), total)
+
+
+def plus(b: Any, x: Value, y: Value) -> Value:
+    return b.fadd(x, y, flags=FLAGS)
+
+
+def minus(b: Any, x: Value, y: Value) -> Value:
+    return b.fsub(x, y, flags=FLAGS)
+
+
+def times(b: Any, x: Value, y: Value) -> Value:
+    return b.fmul(x, y, flags=FLAGS)
+
+
+def greater(b: Any, x: Value, y: Value) -> Value:
+    return b.select(b.fcmp_ordered(">", x, y), x, y)
+
+
+def across(b: Any, numbers: Value, both: Any) -> Value:
+    """One number of all lanes, by `both` of two halves again and again."""
+    count = LANES
+    while count > 1:
+        count //= 2
+        order = ir.Constant(vector(INT32), [(i + count) % LANES for i in range(LANES)])
+        moved = b.shuffle_vector(numbers, ir.Constant(numbers.type, ir.Undefined), order)
+        numbers = both(b, numbers, moved)
+    return b.extract_element(numbers, INT32(0))

@@ -1,0 +1,153 @@
+"""Passes over a row of scores, written for vector registers.
+
+LLVM prepares a plain loop for four registers at a time, so that one over as few scores as a short
+prompt has would run number by number; here LANES are gone over at a time. Rows are float32, and
+have room for a multiple of LANES.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from llvmlite import ir
+from numba import types
+from numba.core import cgutils
+from numba.extending import intrinsic
+
+from forethought.sampling.lanes import (
+    INT,
+    INT32,
+    LANES,
+    Value,
+    across,
+    add_to,
+    array_of,
+    constant,
+    greater,
+    load,
+    minus,
+    plus,
+    row_at,
+    spread,
+    store,
+    times,
+    variable,
+    vector,
+)
+
+_BELOW_ALL = float("-inf")
+
+
+@intrinsic  # type: ignore[untyped-decorator]
+def largest_of(typing: Any, x: Any, r: Any, count: Any) -> Any:
+    """The largest of x[r, :count]."""
+
+    def body(context: Any, b: Any, signature: Any, values: Any) -> Any:
+        x, count = array_of(context, b, signature.args[0], values[0]), values[2]
+        row = row_at(b, x, values[1])
+        lowest = constant(_BELOW_ALL)
+        top = variable(b, lowest)
+        with _blocks(b, count) as start:
+            numbers = b.select(_before(b, start, count), load(b, b.gep(row, [start])), lowest)
+            b.store(greater(b, numbers, b.load(top)), top)
+        return across(b, b.load(top), greater)
+
+    return types.float32(x, r, count), body
+
+
+@intrinsic  # type: ignore[untyped-decorator]
+def exponentials(typing: Any, x: Any, r: Any, count: Any, stop: Any, top: Any) -> Any:
+    """x[r, :count] becomes exp(x - top), and x[r, count:stop] 0, up to a multiple of LANES.
+    Returns the sum."""
+
+    def body(context: Any, b: Any, signature: Any, values: Any) -> Any:
+        x = array_of(context, b, signature.args[0], values[0])
+        row, (count, stop), top = row_at(b, x, values[1]), values[2:4], spread(b, values[4])
+        total = variable(b, constant(0.0))
+        with _blocks(b, count) as start:
+            found = _exponential(b, minus(b, load(b, b.gep(row, [start])), top))
+            found = b.select(_before(b, start, count), found, constant(0.0))
+            store(b, found, b.gep(row, [start]))
+            add_to(b, total, found)
+        _clear(b, row, count, stop)
+        return across(b, b.load(total), plus)
+
+    return types.float32(x, r, count, stop, top), body
+
+
+@intrinsic  # type: ignore[untyped-decorator]
+def to_slopes(
+    typing: Any,
+    scores: Any,
+    slopes: Any,
+    r: Any,
+    count: Any,
+    stop: Any,
+    logsum: Any,
+    whole: Any,
+) -> Any:
+    """scores[r, :count] become weights w = exp(score - logsum), and slopes[r, :count], the
+    gradients of weights, w * (slope - whole), those of scores; both 0 from `count` to `stop`, up
+    to a multiple of LANES."""
+
+    def body(context: Any, b: Any, signature: Any, values: Any) -> Any:
+        rows = [
+            row_at(b, array_of(context, b, signature.args[i], values[i]), values[2]) for i in (0, 1)
+        ]
+        count, stop = values[3:5]
+        logsum, whole = (spread(b, number) for number in values[5:7])
+        with _blocks(b, count) as start:
+            scores, slopes = (load(b, b.gep(row, [start])) for row in rows)
+            weights = _exponential(b, minus(b, scores, logsum))
+            slopes = times(b, weights, minus(b, slopes, whole))
+            for row, numbers in zip(rows, (weights, slopes), strict=True):
+                numbers = b.select(_before(b, start, count), numbers, constant(0.0))
+                store(b, numbers, b.gep(row, [start]))
+        for row in rows:
+            _clear(b, row, count, stop)
+        return context.get_dummy_value()
+
+    return types.void(scores, slopes, r, count, stop, logsum, whole), body
+
+
+@contextmanager
+def _blocks(b: Any, count: Value) -> Iterator[Value]:
+    """A loop over the vectors that `count` numbers fill, the last of them in part."""
+    with cgutils.for_range_slice(b, INT(0), count, INT(LANES)) as (start, _):
+        yield start
+
+
+def _clear(b: Any, row: Value, count: Value, stop: Value) -> None:
+    """Zeros from behind the last vector of `count` numbers to the end of that of `stop`."""
+    rounded = b.and_(b.add(count, INT(LANES - 1)), INT(-LANES))
+    with cgutils.for_range_slice(b, rounded, stop, INT(LANES)) as (start, _):
+        store(b, constant(0.0), b.gep(row, [start]))
+
+
+def _before(b: Any, start: Value, count: Value) -> Value:
+    """Which lanes of the vector at `start` lie before `count`."""
+    left = spread(b, b.trunc(b.sub(count, start), INT32))
+    return b.icmp_signed("<", ir.Constant(vector(INT32), list(range(LANES))), left)
+
+
+def _exponential(b: Any, x: Value) -> Value:
+    """exp(x) to 2 units in the last place, within [-87, 88]; what is not a number stays one. As
+    `exponential` in kernels.py."""
+    low, high = constant(-87.0), constant(88.0)
+    x = b.select(b.fcmp_ordered("<", x, low), low, x)
+    x = b.select(b.fcmp_ordered(">", x, high), high, x)
+    floor = cgutils.get_or_insert_function(
+        b.module, ir.FunctionType(x.type, [x.type]), f"llvm.floor.v{LANES}f32"
+    )
+    k = b.call(floor, [plus(b, times(b, x, constant(1.44269504)), constant(0.5))])
+    r = minus(b, x, times(b, k, constant(0.693359375)))
+    r = minus(b, r, times(b, k, constant(-2.12194440e-4)))
+    p = constant(1.9875691500e-4)
+    for c in (1.3981999507e-3, 8.3334519e-3, 4.1665795894e-2, 1.6666665459e-1, 0.5):
+        p = plus(b, times(b, p, r), constant(c))
+    p = plus(b, plus(b, times(b, times(b, p, r), r), r), constant(1.0))
+    bits = b.add(b.fptosi(k, vector(INT32)), constant(127, element=INT32))
+    power = b.bitcast(b.shl(bits, constant(23, element=INT32)), x.type)
+    return times(b, p, power)
