@@ -101,6 +101,13 @@ def exponential(x: Any) -> Any:
 
 
 @part
+def in_order(bits: Any) -> Any:
+    """The bits of a float32 as an int32 in the order of the floats, and back: whole numbers are
+    compared as vectors, where numbers that may be none are not."""
+    return np.int32(bits ^ ((bits >> _SIGN) & _UNSIGNED))
+
+
+@part
 def to_bfloat16(bits: Any) -> Any:
     """The upper half of a float32, given by its bits: to the nearest, of two as near to the even
     one; what is not a number stays so."""
