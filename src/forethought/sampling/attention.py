@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from forethought.sampling.head_vectors import read_turned
 from forethought.sampling.kernels import (
     compiled,
     part,
@@ -51,7 +52,9 @@ def turn_and_store(
     own_lengths: Any,
     queries: Any,
 ) -> None:
-    """Turn queries and keys, and put every row's key and value into its seat's last column.
+    """Turn queries and keys (RoPE), queries divided by the root of their size and both normalized
+    before where there are weights for that, and put every row's key and value into its seat's last
+    column.
 
     products: (n, (query heads + 2 * kv_heads) * head_dim or more), queries, keys and values; norms:
     (0 or 2, head_dim), RMSNorm's weights of queries and keys; cos, sin: (all positions, head_dim);
@@ -94,14 +97,20 @@ def _turn_and_store(
     keys, values = own
     kv_heads, (num_heads, size) = keys.shape[2], queries.shape[1:]
     row = np.empty((num_heads + 2 * kv_heads) * size, np.float32)
-    heads = row.reshape(-1, size)
+    heads = row.reshape(1, -1, size)
+    turned = np.empty((num_heads + kv_heads, size), np.float32)
+    scale = np.float32(1.0 / math.sqrt(size))
     for r in range(start, stop):
         take(products, r, row)
-        _turn(heads, num_heads, kv_heads, norms, epsilon, cos[positions[r]], sin[positions[r]])
-        queries[r] = heads[:num_heads]
+        for h in range(num_heads + kv_heads):
+            if len(norms):
+                rms_norm(heads[0, h], norms[0 if h < num_heads else 1], epsilon, heads[0, h])
+            factor = scale if h < num_heads else _ONE
+            read_turned(heads, 0, h, turned, h, factor, cos, sin, positions[r])
+        queries[r] = turned[:num_heads]
         seat, column = seats[r], own_lengths[r] - 1
         for h in range(kv_heads):
-            key, value = heads[num_heads + h], heads[num_heads + kv_heads + h]
+            key, value = turned[num_heads + h], heads[0, num_heads + kv_heads + h]
             store(key, keys[layer, seat, h, column // LANES, :, column % LANES])
             store(value, values[layer, seat, h, column])
 
@@ -197,26 +206,6 @@ def _attend(
 @compiled
 def _blocks(count: int) -> int:
     return (count + LANES - 1) // LANES
-
-
-@compiled
-def _turn(
-    heads: Any, num_heads: int, kv_heads: int, norms: Any, epsilon: Any, cos: Any, sin: Any
-) -> None:
-    """Rotary position embedding (arXiv 2104.09864) of queries and keys, normalized before where
-    there are weights for that; queries are divided by the root of their size. In place."""
-    size = heads.shape[1]
-    half = size // 2
-    scale = np.float32(1.0 / math.sqrt(size))
-    for h in range(num_heads + kv_heads):
-        x = heads[h]
-        if len(norms):
-            rms_norm(x, norms[0 if h < num_heads else 1], epsilon, x)
-        factor = scale if h < num_heads else _ONE
-        for i in range(half):
-            low, high = x[i] * factor, x[i + half] * factor
-            x[i] = low * cos[i] - high * sin[i]
-            x[i + half] = high * cos[i + half] + low * sin[i + half]
 
 
 @part

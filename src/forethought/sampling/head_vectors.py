@@ -72,16 +72,17 @@ def read_turned(
     factor: Any,
     cos: Any,
     sin: Any,
+    position: Any,
 ) -> Any:
-    """The same times `factor` and turned by rotary position embedding (arXiv 2104.09864); cos and
-    sin: (cells, size)."""
+    """The same times `factor` and turned by rotary position embedding (arXiv 2104.09864), by
+    cos[position] and sin[position] (size,)."""
 
     def body(context: Any, b: Any, signature: Any, arguments: Any) -> Any:
         values, rows, cos, sin = (
             array_of(context, b, signature.args[i], arguments[i]) for i in (0, 3, 6, 7)
         )
         source, row = row_at(b, values, *arguments[1:3]), row_at(b, rows, arguments[4])
-        cosines, sines = (row_at(b, table, arguments[1]) for table in (cos, sin))
+        cosines, sines = (row_at(b, table, arguments[8]) for table in (cos, sin))
         half = b.lshr(shape_of(b, values)[2], INT(1))
         following = row_at(b, values, b.add(arguments[1], INT(_AHEAD)), arguments[2])
 
@@ -98,7 +99,7 @@ def read_turned(
         _over(b, half, turn)
         return context.get_dummy_value()
 
-    return types.void(values, cell, head, rows, r, factor, cos, sin), body
+    return types.void(values, cell, head, rows, r, factor, cos, sin, position), body
 
 
 @intrinsic  # type: ignore[untyped-decorator]

@@ -96,9 +96,15 @@ def pack_batches(
 
 
 def _num_behind(lengths: Sequence[int], max_batch_tokens: int) -> int:
-    """How many of the strips, longest first, go into one row."""
-    totals = accumulate(lengths)
-    return max(1, sum(total <= max_batch_tokens for total in totals))
+    """How many of the strips, longest first, go into one row, so that all rows that are needed
+    become about as long: a last one with what is left would have a length of its own every time."""
+    whole = sum(lengths)
+    share = whole / -(-whole // max_batch_tokens)
+    count, total = 1, lengths[0]
+    while total < share and total + lengths[count] <= max_batch_tokens:
+        total += lengths[count]
+        count += 1
+    return count
 
 
 def _recurring(num_cells: int, most: int) -> int:

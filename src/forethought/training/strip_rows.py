@@ -54,7 +54,7 @@ def read_rows(
         for r in range(repeats):
             head, row = h * repeats + r, t * repeats + r
             if factor != _ZERO:
-                read_turned(values, cell + t, head, found, row, factor, cos, sin)
+                read_turned(values, cell + t, head, found, row, factor, cos, sin, cell + t)
             else:
                 read(values, cell + t, head, found, row)
     return found
