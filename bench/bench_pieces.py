@@ -1,15 +1,20 @@
-"""The backward pass of strips, attended to as a whole and in pieces, and by lean layers, in turn.
+"""The backward pass of strips, attended to as a whole and in pieces, and by lean layers behind each
+other, in turn.
 
     python bench/bench_pieces.py
 
 The model, prompts and lengths of the step bench (`step_workload.py`): two groups of eight rollouts
 of at most 256 tokens, sampled by the model itself, micro-batches of 1,024 cells; and the bundled
-model with 16 prompts x 4 rollouts; in the format that `dtype = "auto"` takes here. Medians of 9.
+model with 32 prompts x 8 rollouts, micro-batches of 4,096; in the format that `dtype = "auto"` has
+here. As in a run, each update is of other rollouts (seven eighths of them), and follows one of yet
+others: what oneDNN has compiled for that one is there, and nothing else. Medians of 9.
 Writes docs/results/pieces.json, or pieces_bf16.json.
 """
 
 from __future__ import annotations
 
+import os
+import random
 import statistics
 import tempfile
 import time
@@ -27,12 +32,14 @@ from forethought.models.precision import compute_in, keep_casts
 from forethought.sampling.local import LocalEngine
 from forethought.tasks.base import load_task
 from forethought.training import batch as batching
-from forethought.training.batch import batch_logprobs, pack_batches, pairs_per_token
+from forethought.training.batch import batch_logprobs, flat_step, pack_batches, pairs_per_token
 from forethought.training.strips import Row
 from forethought.types import Request, SamplingParams
 from record import write_result
 
-REPEATS, CELLS = 9, 1024
+REPEATS = 9
+LONG_CELLS, SHORT_CELLS = 1024, 4096
+_KEPT_PRODUCTS = "64"  # as the command sets it
 IN_PIECES, LEAN_LAYERS = batching.in_pieces, batching.lean_layers
 Times = dict[str, list[float]]
 
@@ -46,8 +53,8 @@ def long_requests(tokenizer: Any) -> list[Request]:
 
 
 def short_requests() -> list[Request]:
-    task = load_task("sum", size=16)
-    return [Request(messages=task[i].messages, params=params(80, 4, i)) for i in range(len(task))]
+    task = load_task("sum", size=32)
+    return [Request(messages=task[i].messages, params=params(80, 8, i)) for i in range(len(task))]
 
 
 def params(max_tokens: int, n: int, seed: int) -> SamplingParams:
@@ -69,10 +76,18 @@ def sampled_rows(loaded: LoadedModel, requests: Sequence[Request]) -> list[Row]:
     ]
 
 
-def backward(model: Any, rows: Sequence[Row], pairs: float, dtype: torch.dtype) -> float:
+def backward(model: Any, rows: Sequence[Row], way: str, cells: int, dtype: torch.dtype) -> float:
     began = time.perf_counter()
+    is_lean = way == "lean"
+    batches = pack_batches(
+        rows,
+        max_batch_tokens=cells,
+        pad_id=0,
+        pairs_per_token=pairs_per_token(model) if is_lean else 6 * model.config.hidden_size,
+        flat_step=flat_step(model, dtype) if is_lean else 0,
+    )
     with keep_casts("cpu", dtype):
-        for batch in pack_batches(rows, max_batch_tokens=CELLS, pad_id=0, pairs_per_token=pairs):
+        for batch in batches:
             with compute_in("cpu", dtype):
                 logprobs = batch_logprobs(model, batch)
             (-(logprobs * batch.weights).sum()).backward()  # type: ignore[no-untyped-call]
@@ -81,18 +96,32 @@ def backward(model: Any, rows: Sequence[Row], pairs: float, dtype: torch.dtype) 
     return seconds
 
 
-def measure(loaded: LoadedModel, requests: Sequence[Request], names: Sequence[str]) -> Times:
+def forget_products() -> None:
+    """Let oneDNN compile as many others as it keeps."""
+    for rows in range(100, 101 + int(_KEPT_PRODUCTS)):
+        torch.ones(rows, 64, dtype=torch.bfloat16) @ torch.ones(64, 64, dtype=torch.bfloat16)
+
+
+def some_of(rows: Sequence[Row], seed: int) -> list[Row]:
+    chosen = set(random.Random(seed).sample(range(len(rows)), len(rows) * 7 // 8))
+    return [row for i, row in enumerate(rows) if i in chosen]
+
+
+def measure(
+    loaded: LoadedModel, requests: Sequence[Request], names: Sequence[str], cells: int
+) -> Times:
     """Seconds of each way, in turn."""
     dtype = torch.bfloat16 if is_bf16() else torch.float32
     rows = sampled_rows(loaded, requests)
     torch.set_grad_enabled(True)
-    pairs = pairs_per_token(loaded.model)
     seconds: Times = {name: [] for name in names}
     for repeat in range(REPEATS + 1):
         for name in names:
             batching.in_pieces = nothing if name == "whole" else IN_PIECES
             batching.lean_layers = LEAN_LAYERS if name == "lean" else nothing
-            took = backward(loaded.model, rows, pairs, dtype)
+            forget_products()
+            backward(loaded.model, some_of(rows, -repeat - 1), name, cells, dtype)
+            took = backward(loaded.model, some_of(rows, repeat), name, cells, dtype)
             if repeat:
                 seconds[name].append(took)
     return seconds
@@ -113,12 +142,13 @@ def saved(seconds: Times, way: str, other: str) -> float:
 
 
 def main() -> None:
+    os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", _KEPT_PRODUCTS)
     with tempfile.TemporaryDirectory() as folder:
         work.build(Path(folder))
         loaded = load_model(f"{folder}/model", dtype="float32")
-    long = measure(loaded, long_requests(loaded.tokenizer), ["whole", "pieces", "lean"])
+    long = measure(loaded, long_requests(loaded.tokenizer), ["whole", "pieces", "lean"], LONG_CELLS)
     small = load_model("bundled:seedling", dtype="float32")
-    short = measure(small, short_requests(), ["whole", "lean"])
+    short = measure(small, short_requests(), ["whole", "lean"], SHORT_CELLS)
     write_result(
         name_here("pieces"),
         command="python bench/bench_pieces.py",

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from forethought.models import heads
-from forethought.models.recurring import recurring
+from forethought.models.recurring import largest_step, recurring
 from test_lean import build
 
 
@@ -107,22 +107,24 @@ def test_under_autocast_it_is_the_linear_layers_own_arithmetic(wants_entropy: bo
         assert (mine - theirs).norm() <= 0.02 * theirs.norm() + 1e-6
 
 
-@given(count=st.integers(0, 10**6))
-def test_recurring_numbers_are_few_and_near(count: int) -> None:
-    found = recurring(count)
-    assert count <= found <= count * 17 / 16
-    assert recurring(found) == found
+@given(count=st.integers(0, 10**6), step=st.integers(1, 3000))
+def test_recurring_numbers_are_few_and_near(count: int, step: int) -> None:
+    found = recurring(count, step)
+    assert count <= found <= min(count * 17 / 16, count + step - 1)
+    assert recurring(found, step) == found
 
 
-def test_they_are_sixteen_between_two_powers_of_two() -> None:
-    assert len({recurring(count) for count in range(513, 1025)}) == 16
+def test_a_small_model_has_sixteen_between_two_powers_of_two_and_a_large_one_all() -> None:
+    for num_weights, numbers in ((10**6, 16), (10**10, 512)):
+        step = largest_step(num_weights, 9)
+        assert len({recurring(count, step) for count in range(513, 1025)}) == numbers
 
 
 def test_in_bfloat16_a_head_of_recurring_size_says_the_same() -> None:
     model = build("llama")
     ids = torch.arange(3, 60)[None]
     positions, targets = torch.arange(39), torch.arange(5, 44)
-    assert recurring(len(positions)) > len(positions)
+    assert recurring(len(positions), 64) > len(positions)
     exact = heads.read_tokens(model, ids, positions, targets, wants_entropy=True)
     with torch.autocast("cpu", torch.bfloat16):
         found = heads.read_tokens(model, ids, positions, targets, wants_entropy=True)

@@ -64,9 +64,7 @@ def test_a_mask_by_hand() -> None:
 
 def test_strips_behind_each_other_do_not_see_each_other() -> None:
     rows = [row([7, 8], [1, 2]), row([7, 8], [4]), row([9], [3])]
-    [batch] = pack_batches(
-        rows, max_batch_tokens=99, pad_id=0, pairs_per_token=ALWAYS, is_flat=True
-    )
+    [batch] = pack_batches(rows, max_batch_tokens=99, pad_id=0, pairs_per_token=ALWAYS, flat_step=1)
     assert batch.input_ids.tolist() == [[7, 8, 1, 2, 4, 9, 3]]
     assert batch.branches is not None and batch.position_ids is not None
     assert batch.position_ids.tolist() == [[0, 1, 2, 3, 2, 0, 1]]
@@ -159,7 +157,7 @@ def test_the_gradient_of_a_strip_is_that_of_its_rows(family: str, attention: str
     assert sum(b.num_tokens for b in shared) < 0.8 * sum(b.num_tokens for b in alone)
     expected = gradient(model, alone)
     flat = list(
-        pack_batches(rows, max_batch_tokens=10**4, pad_id=0, pairs_per_token=ALWAYS, is_flat=True)
+        pack_batches(rows, max_batch_tokens=10**4, pad_id=0, pairs_per_token=ALWAYS, flat_step=1)
     )
     for batches in (shared, flat):
         assert (gradient(model, batches) - expected).abs().max() < 1e-4 * expected.abs().max()

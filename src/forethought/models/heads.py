@@ -11,7 +11,7 @@ from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 from transformers import PreTrainedModel
 
-from forethought.models.recurring import recurring
+from forethought.models.recurring import largest_step, recurring
 
 
 class Reading(NamedTuple):
@@ -63,8 +63,8 @@ def read_tokens(
     # not hidden[positions]: siblings share a position, and the gradient of an index adds such terms
     # up in whatever order the threads come, so that a resumed run would not end in the same bits
     count = len(positions)
-    if torch.is_autocast_enabled("cpu"):  # by oneDNN, which compiles a product for each shape
-        more = recurring(count) - count
+    if torch.is_autocast_enabled("cpu"):
+        more = recurring(count, _step(model)) - count
         positions, targets = F.pad(positions, (0, more)), F.pad(targets, (0, more))
     needed = hidden.flatten(0, 1).index_select(0, positions)
     logprobs, entropies, needed = _read(
@@ -96,6 +96,11 @@ def _read(
     table = F.log_softmax(logits, dim=-1)
     entropies = -(table.exp() * table).sum(dim=-1) if wants_entropy else None
     return Reading(table.gather(1, targets[:, None])[:, 0], entropies, needed)
+
+
+def _step(model: PreTrainedModel) -> int:
+    config = model.config.get_text_config()
+    return largest_step(config.vocab_size * config.hidden_size, 3)
 
 
 def _plain_head(model: PreTrainedModel) -> Tensor | None:

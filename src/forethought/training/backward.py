@@ -19,11 +19,10 @@ from forethought.models.precision import compute_in, keep_casts
 from forethought.models.threads import fit_threads
 from forethought.schema import RlRecipe
 from forethought.training.algorithms import ALGORITHMS
-from forethought.training.batch import Batch, pack_batches, read_batch
+from forethought.training.batch import Batch, flat_step, pack_batches, read_batch
 from forethought.training.critic import critic_loss
 from forethought.training.faults import LossNotFinite, fault_of_loss
 from forethought.training.held import Scores, is_off_policy
-from forethought.training.lean_layers import has_lean_attention
 from forethought.training.learner import Learner
 from forethought.training.loop import Metrics
 from forethought.training.losses import (
@@ -190,7 +189,7 @@ def batches_of(learner: Learner, rows: Sequence[Row]) -> Iterator[Batch]:
         pad_id=learner.tokenizer.pad_token_id,
         device=str(learner.policy.device),
         pairs_per_token=learner.pairs_per_token,
-        is_flat=has_lean_attention(learner.policy),
+        flat_step=flat_step(learner.policy, learner.dtype),
     ):
         fit_threads()
         yield batch

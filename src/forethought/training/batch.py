@@ -14,13 +14,14 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from itertools import accumulate
+from typing import Any
 
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
 from forethought.models.heads import Reading, read_tokens
-from forethought.models.recurring import recurring
+from forethought.models.recurring import largest_step, recurring
 from forethought.training.lean_layers import has_lean_attention, lean_layers
 from forethought.training.pieces import in_pieces
 from forethought.training.strips import Row, Strip, lay_out, pieces_of
@@ -72,11 +73,12 @@ def pack_batches(
     pad_id: int,
     device: str = "cpu",
     pairs_per_token: float = 0.0,
-    is_flat: bool = False,
+    flat_step: int = 0,
 ) -> Iterator[Batch]:
     """Batches of strips of similar length, at most `max_batch_tokens` cells each (one strip at
     least). `pairs_per_token` decides which rows share a strip (see `lay_out`); 0 shares none.
-    `is_flat`: strips stand behind each other, not below.
+    `flat_step`: where it is not 0 strips stand behind each other, not below, and a multiple of it
+    is a good number of cells (see `recurring`).
 
     The longest strips come first, so that running out of memory shows at once.
     """
@@ -85,13 +87,14 @@ def pack_batches(
     start = 0
     while start < len(order):
         lengths = [len(strips[i].token_ids) for i in order[start:]]
-        count = (_num_behind if is_flat else _num_below)(lengths, max_batch_tokens)
+        count = (_num_behind if flat_step else _num_below)(lengths, max_batch_tokens)
         some = [strips[i] for i in order[start : start + count]]
         widths = [lengths[0]] * count
-        if is_flat:
-            rest = _recurring(sum(lengths[:count]), max_batch_tokens) - sum(lengths[:count])
+        if flat_step:
+            whole = sum(lengths[:count])
+            rest = max(0, min(recurring(whole, flat_step), max_batch_tokens) - whole)
             widths = [*lengths[: count - 1], lengths[count - 1] + rest]
-        yield _collate(some, widths, pad_id, device, is_flat=is_flat)
+        yield _collate(some, widths, pad_id, device, is_flat=flat_step > 0)
         start += count
 
 
@@ -105,12 +108,6 @@ def _num_behind(lengths: Sequence[int], max_batch_tokens: int) -> int:
         total += lengths[count]
         count += 1
     return count
-
-
-def _recurring(num_cells: int, most: int) -> int:
-    """So many cells or a few more, but not above `most`: a number that many batches have. oneDNN
-    compiles a product anew for every number of rows, which takes milliseconds."""
-    return max(num_cells, min(most, recurring(num_cells)))
 
 
 def _num_below(lengths: Sequence[int], max_batch_tokens: int) -> int:
@@ -216,6 +213,16 @@ def read_batch(
 
 
 _UNREAD = torch.ones(1, 1, 1, 1, dtype=torch.bool)  # or transformers would make one of its own
+
+
+def flat_step(model: PreTrainedModel, dtype: torch.dtype) -> int:
+    """For `pack_batches`: 0 for a model whose attention does not know where strips begin."""
+    if not has_lean_attention(model):
+        return 0
+    if dtype == torch.float32:
+        return 1
+    base: Any = model.base_model
+    return largest_step(sum(p.numel() for p in base.layers.parameters()), 9)
 
 
 # The same siblings as in a group: one prompt, completions of different lengths.

@@ -14,9 +14,8 @@ from forethought.models.threads import fit_threads
 from forethought.run import Run
 from forethought.schema_tables import Optimizer
 from forethought.tasks.traces import Document
-from forethought.training.batch import batch_logprobs, pack_batches
+from forethought.training.batch import batch_logprobs, flat_step, pack_batches
 from forethought.training.faults import Fault, describe_rows, fault_of_loss, report_fault
-from forethought.training.lean_layers import has_lean_attention
 from forethought.training.loop import Metrics
 from forethought.training.strips import Row
 from forethought.training.update import Optimizers, apply_update
@@ -47,7 +46,7 @@ def supervised_step(
         max_batch_tokens=max_batch_tokens,
         pad_id=pad_id,
         device=device,
-        is_flat=has_lean_attention(model),
+        flat_step=flat_step(model, dtype),
     )
     with keep_casts(device, dtype):
         for number, batch in enumerate(batches):
