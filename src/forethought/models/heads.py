@@ -60,47 +60,33 @@ def read_tokens(
     if mask is not None:
         layout["attention_mask"] = attention_mask(model, mask)
     hidden = model.base_model(input_ids=input_ids, use_cache=False, **layout).last_hidden_state
+    head, count = _plain_head(model), len(positions)
+    if head is not None and torch.is_autocast_enabled("cpu"):
+        more = recurring(count, largest_step(head.numel(), 3)) - count
+        positions, targets = F.pad(positions, (0, more)), F.pad(targets, (0, more))
     # not hidden[positions]: siblings share a position, and the gradient of an index adds such terms
     # up in whatever order the threads come, so that a resumed run would not end in the same bits
-    count = len(positions)
-    if torch.is_autocast_enabled("cpu"):
-        more = recurring(count, _step(model)) - count
-        positions, targets = F.pad(positions, (0, more)), F.pad(targets, (0, more))
     needed = hidden.flatten(0, 1).index_select(0, positions)
-    logprobs, entropies, needed = _read(
-        model, needed, targets, temperature, wants_entropy=wants_entropy
-    )
+    if head is None:
+        logprobs, entropies = _by_model(model, needed, targets, temperature, wants_entropy)
+    elif wants_entropy:
+        logprobs, entropies = _HeadEntropies.apply(needed, head, targets, temperature)  # type: ignore[no-untyped-call]
+    else:
+        logprobs, entropies = _HeadLogprobs.apply(needed, head, targets, temperature), None  # type: ignore[no-untyped-call]
     shown = None if entropies is None else entropies[:count]
     return Reading(logprobs[:count], shown, needed[:count])
 
 
-def _read(
-    model: PreTrainedModel,
-    needed: Tensor,
-    targets: Tensor,
-    temperature: float,
-    *,
-    wants_entropy: bool,
-) -> Reading:
-    """The same of hidden states (N, D) at the positions."""
-    head = _plain_head(model)
-    if head is not None and wants_entropy:
-        both: tuple[Tensor, Tensor] = _HeadEntropies.apply(needed, head, targets, temperature)  # type: ignore[no-untyped-call]
-        return Reading(*both, needed)
-    if head is not None:
-        logprobs: Tensor = _HeadLogprobs.apply(needed, head, targets, temperature)  # type: ignore[no-untyped-call]
-        return Reading(logprobs, None, needed)
+def _by_model(
+    model: PreTrainedModel, needed: Tensor, targets: Tensor, temperature: float, wants_entropy: bool
+) -> tuple[Tensor, Tensor | None]:
+    """Log-probabilities and entropies by the model's own head, whatever it does."""
     logits = project(model, needed).float()  # (N, V)
     if temperature != 1.0:
         logits = logits / temperature
     table = F.log_softmax(logits, dim=-1)
     entropies = -(table.exp() * table).sum(dim=-1) if wants_entropy else None
-    return Reading(table.gather(1, targets[:, None])[:, 0], entropies, needed)
-
-
-def _step(model: PreTrainedModel) -> int:
-    config = model.config.get_text_config()
-    return largest_step(config.vocab_size * config.hidden_size, 3)
+    return table.gather(1, targets[:, None])[:, 0], entropies
 
 
 def _plain_head(model: PreTrainedModel) -> Tensor | None:

@@ -148,7 +148,7 @@ def _collate(
         return found.view(1 if is_flat else len(strips), -1).to(device)
 
     branches = [
-        [number * _MOST_BRANCHES * is_flat + branch for branch in strip.branches]
+        [branch + (number * _MOST_BRANCHES if is_flat else 0) for branch in strip.branches]
         for number, strip in enumerate(strips)
     ]
     return Batch(
