@@ -8,7 +8,7 @@ that other batches have too, cost less than a number of its own.
 from __future__ import annotations
 
 _FRACTION = 16  # at most so many steps between a power of two and the next
-_COMPILING = 6e8  # operations in whose time a product is compiled, some 1.5 ms
+_COMPILING = 6e8  # operations in whose time a product is compiled, roughly: tried on one processor
 
 
 def largest_step(num_weights: int, num_products: int) -> int:

@@ -20,6 +20,14 @@ import numpy as np
 from numba import njit, types
 from numba.extending import overload
 
+from forethought.sampling.lanes import (
+    EXP_HIGHEST,
+    EXP_LOWEST,
+    EXP_POWERS,
+    LN2_HIGH,
+    LN2_LOW,
+    PER_LN2,
+)
 from forethought.sampling.scaled import ZERO
 from forethought.sampling.team import share_out
 
@@ -73,12 +81,9 @@ def _digest() -> str:
     return hashlib.sha256(sources).hexdigest()
 
 
-# exp(x) = 2^k * exp(r) with |r| <= ln(2) / 2; the polynomial is that of Cephes' expf.
-_PER_LN2 = np.float32(1.44269504)
-_LN2_HIGH, _LN2_LOW = np.float32(0.693359375), np.float32(-2.12194440e-4)
-_C5, _C4, _C3 = np.float32(1.9875691500e-4), np.float32(1.3981999507e-3), np.float32(8.3334519e-3)
-_C2, _C1 = np.float32(4.1665795894e-2), np.float32(1.6666665459e-1)
-_LOWEST, _HIGHEST = np.float32(-87.0), np.float32(88.0)
+_PER_LN2, _LN2_HIGH, _LN2_LOW = map(np.float32, (PER_LN2, LN2_HIGH, LN2_LOW))
+_C5, _C4, _C3, _C2, _C1, _ = map(np.float32, EXP_POWERS)
+_LOWEST, _HIGHEST = np.float32(EXP_LOWEST), np.float32(EXP_HIGHEST)
 _BIAS, _MANTISSA = np.int32(127), np.int32(23)
 _SIGN, _UNSIGNED = np.int32(31), np.int32(0x7FFFFFFF)
 

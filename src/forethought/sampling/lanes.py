@@ -32,6 +32,13 @@ _BYTES = ir.IntType(8).as_pointer()
 _TO_READ, _DATA = 0, 1  # in LLVM's numbers
 # Multiply and add may be one; no order of a sum is left to the compiler.
 FLAGS = ("nsz", "contract")
+# exp(x) = 2^k * exp(r) with |r| <= ln(2) / 2, the polynomial of Cephes' expf from r^7 down to r^2
+EXP_POWERS = (
+    *(1.9875691500e-4, 1.3981999507e-3, 8.3334519e-3, 4.1665795894e-2, 1.6666665459e-1),
+    0.5,
+)
+PER_LN2, LN2_HIGH, LN2_LOW = 1.44269504, 0.693359375, -2.12194440e-4
+EXP_LOWEST, EXP_HIGHEST = -87.0, 88.0
 
 
 def array_of(context: Any, b: Any, kind: Any, value: Value) -> Any:

@@ -17,9 +17,15 @@ from numba.core import cgutils
 from numba.extending import intrinsic
 
 from forethought.sampling.lanes import (
+    EXP_HIGHEST,
+    EXP_LOWEST,
+    EXP_POWERS,
     INT,
     INT32,
     LANES,
+    LN2_HIGH,
+    LN2_LOW,
+    PER_LN2,
     Value,
     across,
     add_to,
@@ -135,17 +141,17 @@ def _before(b: Any, start: Value, count: Value) -> Value:
 def _exponential(b: Any, x: Value) -> Value:
     """exp(x) to 2 units in the last place, within [-87, 88]; what is not a number stays one. As
     `exponential` in kernels.py."""
-    low, high = constant(-87.0), constant(88.0)
+    low, high = constant(EXP_LOWEST), constant(EXP_HIGHEST)
     x = b.select(b.fcmp_ordered("<", x, low), low, x)
     x = b.select(b.fcmp_ordered(">", x, high), high, x)
     floor = cgutils.get_or_insert_function(
         b.module, ir.FunctionType(x.type, [x.type]), f"llvm.floor.v{LANES}f32"
     )
-    k = b.call(floor, [plus(b, times(b, x, constant(1.44269504)), constant(0.5))])
-    r = minus(b, x, times(b, k, constant(0.693359375)))
-    r = minus(b, r, times(b, k, constant(-2.12194440e-4)))
-    p = constant(1.9875691500e-4)
-    for c in (1.3981999507e-3, 8.3334519e-3, 4.1665795894e-2, 1.6666665459e-1, 0.5):
+    k = b.call(floor, [plus(b, times(b, x, constant(PER_LN2)), constant(0.5))])
+    r = minus(b, x, times(b, k, constant(LN2_HIGH)))
+    r = minus(b, r, times(b, k, constant(LN2_LOW)))
+    p = constant(EXP_POWERS[0])
+    for c in EXP_POWERS[1:]:
         p = plus(b, times(b, p, r), constant(c))
     p = plus(b, plus(b, times(b, times(b, p, r), r), r), constant(1.0))
     bits = b.add(b.fptosi(k, vector(INT32)), constant(127, element=INT32))
