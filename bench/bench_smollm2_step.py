@@ -19,30 +19,16 @@ import statistics
 import subprocess
 import sys
 import tempfile
-import tomllib
 from itertools import pairwise
 from pathlib import Path
 
+from cold_start import cold_start, save_float32
 from device import half, is_bf16, name_here
-from forethought.models.load import load_model
-from forethought.models.save import save_model
-from forethought.toml import to_toml
 from record import write_result
-from trl_side import ROOT, train_trl
+from trl_side import train_trl
 
 DTYPES = ["float32", "bfloat16"] if is_bf16() else ["float32"]  # of TRL
 TASK, PROMPTS, GROUP, MAX_TOKENS, RATE = "sum:difficulty=2", 16, 8, 64, 2e-5
-
-
-def cold_start(folder: Path) -> Path:
-    """The SFT stage of the recipe alone."""
-    tables = tomllib.loads((ROOT / "recipes" / "smollm2-arithmetic.toml").read_text("utf-8"))
-    recipe = folder / "sft.toml"
-    run = {"run_dir": str(folder / "run"), "model": tables["model"], "seed": tables["seed"]}
-    recipe.write_text(to_toml(tables["sft"] | run), encoding="utf-8")
-    command = [sys.executable, "-m", "forethought", "train", str(recipe)]
-    subprocess.run(command, check=True, stdout=sys.stderr)
-    return folder / "run" / "model"
 
 
 def trl(model: Path, folder: Path, dtype: str, steps: int) -> list[float]:
@@ -82,10 +68,9 @@ def main() -> None:
     seconds: dict[str, list[float]] = {}
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
-        loaded = load_model(arguments.model or str(cold_start(folder)), dtype="float32")
-        model = folder / "model"
-        save_model(loaded.model, loaded.tokenizer, model)
-        del loaded
+        if arguments.model:
+            save_float32(arguments.model, folder / "model")
+        model = cold_start(folder)
         for rollout_dtype in (half(), "int8"):
             run = folder / rollout_dtype
             seconds[rollout_dtype] = ours(model, run, rollout_dtype, arguments.steps)

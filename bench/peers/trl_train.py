@@ -2,11 +2,12 @@
 
     .bench/trl/bin/python bench/peers/trl_train.py MODEL TASK LEARNING_RATE SEED STEPS EVERY FOLDER
         [--prompts 32] [--group 8] [--max-tokens 80] [--micro-batch 256] [--dtype float32]
-        [--updates 1]
+        [--updates 1] [--warmup 5]
 
-Run by bench_accuracy.py and bench_smollm2_step.py in an environment with trl 1.16.0 and
+Run by race.py and bench_smollm2_step.py in an environment with trl 1.16.0 and
 PYTHONPATH=src: examples and rewards are Forethought's own. A step is a batch of rollouts, with so
-many updates each. Writes FOLDER/step-N and prints a JSON line with the seconds until each.
+many updates each. The dtype "autocast" is weights in float32 and arithmetic in bfloat16. Writes
+FOLDER/step-N and prints a JSON line with the seconds until each.
 """
 
 from __future__ import annotations
@@ -23,8 +24,6 @@ from trl import GRPOConfig, GRPOTrainer
 
 from forethought.grading.rewards import load_reward, score_rollouts
 from forethought.tasks.base import load_task
-
-WARMUP = 5
 
 
 class Keep(TrainerCallback):
@@ -57,6 +56,7 @@ def read_options() -> argparse.Namespace:
     parser.add_argument("--micro-batch", type=int, default=256)
     parser.add_argument("--dtype", default="float32")
     parser.add_argument("--updates", type=int, default=1)
+    parser.add_argument("--warmup", type=int, default=5)
     return parser.parse_args()
 
 
@@ -75,12 +75,13 @@ def main() -> None:
     rollouts = options.prompts * options.group
     micro_batch = min(options.micro_batch, rollouts // options.updates)
     accumulated = rollouts // options.updates // micro_batch
+    autocast = options.dtype == "autocast"
     keep = Keep(Path(options.folder), options.every, options.updates)
     config = GRPOConfig(
         output_dir=options.folder,
-        model_init_kwargs={"dtype": options.dtype},
+        model_init_kwargs={"dtype": "float32" if autocast else options.dtype},
         use_cpu=not torch.cuda.is_available(),
-        bf16=False,
+        bf16=autocast,
         gradient_checkpointing=False,
         per_device_train_batch_size=micro_batch,
         gradient_accumulation_steps=accumulated,
@@ -90,7 +91,7 @@ def main() -> None:
         max_steps=options.steps * options.updates,
         learning_rate=options.rate,
         lr_scheduler_type="linear",
-        warmup_steps=min(WARMUP, options.steps - 1),
+        warmup_steps=min(options.warmup, options.steps - 1),
         seed=options.seed,
         report_to="none",
         save_strategy="no",

@@ -1,0 +1,118 @@
+"""Seconds of RL until SmolLM2-135M answers as well as TRL 1.16 makes it, after the same cold start.
+
+    python bench/bench_smollm2_accuracy.py [--seeds 0 1] [--rates SETTING ...]
+        [--further SETTING ...] [--set KEY=VALUE ...] [--keep FOLDER]
+
+Both sides start from the cold start of recipes/smollm2-arithmetic.toml, one a seed, and make six
+batches of 128 rollouts of its task with the same rewards. A SETTING of TRL is
+RATE[:UPDATES[:PROMPTSxGROUP[:DTYPE]]], where a smaller step, as 8x8, is a share of a batch, and the
+format "autocast" is weights in float32 and arithmetic in bfloat16. Two peers are the best on the
+first seed by the accuracy of the last copies: one of --rates, which differ in the rate alone, and
+one of all. Ours, chosen on other seeds, is 8 prompts x 8 with int8 rollouts; --set changes it.
+After every batch the weights are kept (see race.py), and the target is three quarters of what TRL
+gains. What stands in --keep is not done again. Writes docs/results/smollm2_accuracy.json, or
+smollm2_accuracy_bf16.json on a processor with that arithmetic.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from cold_start import cold_start
+from device import is_bf16, name_here
+from race import Point, Race, Setting, accuracy_of, compare, curve, final, train_own, train_peer
+from record import write_result
+
+RATES = ["1e-5", "2e-5", "5e-5"]
+FURTHER = ["2e-5:1:8x8"]
+SHAPE, DTYPE = "16x8", "autocast" if is_bf16() else "float32"
+RECIPE: dict[str, Any] = {
+    "prompts_per_step": 8,
+    "group_size": 8,
+    "max_rows": 128,
+    "max_batch_tokens": 2048,
+    "rollout_dtype": "int8",
+    "optimizer": {"learning_rate": 2e-5, "warmup_steps": 2, "schedule": "linear"},
+}
+SHARE = 0.75  # of TRL's gain
+
+
+def measure(race: Race, folder: Path, seed: int, side: Setting | list[str]) -> list[Point]:
+    """The curve of TRL with a setting or of ours with changes; kept in the folder."""
+    theirs = isinstance(side, Setting)
+    name = "_".join(["trl", side.name] if theirs else ["own", *side]) + f"_{seed}"
+    kept = folder / f"{name}.json"
+    if not kept.exists():
+        model, run = cold_start(folder / f"start-{seed}", seed), folder / name
+        if theirs:
+            until = train_peer(race, side, model, seed, run)
+        else:
+            until = train_own(race, str(model), seed, run, side)
+        kept.write_text(json.dumps(curve(race, run, until, str(model))), encoding="utf-8")
+    points: list[Point] = json.loads(kept.read_text(encoding="utf-8"))
+    print(name, points[-1], file=sys.stderr, flush=True)
+    return points
+
+
+def begin(race: Race, folder: Path, seed: int) -> float:
+    """Percent of samples right after the cold start."""
+    model = cold_start(folder / f"start-{seed}", seed)
+    return accuracy_of(race, model, str(model))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1])
+    parser.add_argument("--rates", nargs="+", default=RATES, metavar="SETTING")
+    parser.add_argument("--further", nargs="*", default=FURTHER, metavar="SETTING")
+    parser.add_argument("--set", action="append", default=[], dest="changes", metavar="KEY=VALUE")
+    parser.add_argument("--keep", type=Path, help="keep cold starts and curves in this folder")
+    arguments = parser.parse_args()
+    race = Race(
+        task="sum:difficulty=2", batch=128, batches=6, every=1, max_tokens=64, micro_batch=32,
+        warmup=2, recipe=RECIPE, problems=250, samples=2,
+    )  # fmt: skip
+    rates, further = (
+        [Setting.read(text, SHAPE, DTYPE) for text in given]
+        for given in (arguments.rates, arguments.further)
+    )
+    raw: dict[str, list[Point]] = {}
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = arguments.keep or Path(temporary)
+
+        def points(seed: int, side: Setting | list[str]) -> list[Point]:
+            name = f"{side.name if isinstance(side, Setting) else 'own'}_{seed}"
+            if name not in raw:
+                raw[name] = measure(race, folder, seed, side)
+            return raw[name]
+
+        first = arguments.seeds[0]
+        tried = {setting: final(points(first, setting)) for setting in [*rates, *further]}
+        best = {
+            "by_rate": max(rates, key=tried.__getitem__),
+            "by_all": max(tried, key=tried.__getitem__),
+        }
+        found: dict[str, dict[str, Any]] = {kind: {} for kind in best}
+        for seed in arguments.seeds:  # in turn, so that a busy while falls on all
+            start = begin(race, folder, seed)
+            for kind, setting in best.items():
+                own, peer = points(seed, arguments.changes), points(seed, setting)
+                compared = compare(start, peer, own, [SHARE])
+                found[kind][f"seed_{seed}"] = {"start": round(start, 1)} | compared
+    write_result(
+        name_here("smollm2_accuracy"),
+        command=" ".join(["python", f"bench/{Path(sys.argv[0]).name}", *sys.argv[1:]]),
+        seeds=arguments.seeds,
+        raw=raw,
+        summary={"tried": {setting.name: round(value, 1) for setting, value in tried.items()}}
+        | {kind: {"setting": setting.name} | found[kind] for kind, setting in best.items()},
+    )
+
+
+if __name__ == "__main__":
+    main()

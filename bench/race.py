@@ -1,0 +1,190 @@
+"""Two sides that train the same model from the same start, by the seconds until each copy.
+
+A `Race` says what both train; TRL's side runs with a `Setting`, ours with changes to a recipe. The
+weights are kept every few batches, off the clock; afterwards our engine answers the same held-out
+problems with each copy. A target is reached at the first copy from which on accuracy stays above a
+share of TRL's final gain.
+"""
+
+from __future__ import annotations
+
+import shutil
+import statistics
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from forethought.config import parse_recipe
+from forethought.evaluation.evaluate import evaluate
+from forethought.models.load import load_model
+from forethought.models.pages import keep_pages
+from forethought.models.save import save_model
+from forethought.sampling.local import LocalEngine
+from forethought.schema import RlRecipe
+from forethought.tasks.base import load_task
+from forethought.training.held import updates_per_batch
+from forethought.training.learner import build_learner
+from forethought.training.rl import start_or_resume, train_step
+from forethought.training.stages import start_run
+from trl_side import train_trl
+
+Point = dict[str, float]  # batch, seconds and accuracy of one copy
+
+
+@dataclass(frozen=True)
+class Race:
+    """What both sides train on, and what their copies are asked."""
+
+    task: str
+    batch: int  # rollouts
+    batches: int
+    every: int  # batches from one copy to the next
+    max_tokens: int
+    micro_batch: int  # of TRL, as is the next
+    warmup: int  # steps in which the rate rises
+    recipe: dict[str, Any]  # ours, beside what this class says
+    problems: int
+    samples: int
+
+    def steps_a_batch(self, prompts: int, group: int) -> int:
+        assert self.batch % (prompts * group) == 0, "a step is a share of a batch"
+        return self.batch // (prompts * group)
+
+
+@dataclass(frozen=True)
+class Setting:
+    """One of TRL's: RATE[:UPDATES[:PROMPTSxGROUP[:DTYPE]]]; a step is a batch or a share of one."""
+
+    rate: str
+    updates: str
+    prompts: int
+    group: int
+    dtype: str
+
+    @staticmethod
+    def read(text: str, shape: str, dtype: str = "float32") -> Setting:
+        """`shape` and `dtype` where the text has none."""
+        given = text.split(":")
+        rate, updates, shape, dtype = given + ["", "1", shape, dtype][len(given) :]
+        prompts, group = shape.split("x")
+        return Setting(rate, updates, int(prompts), int(group), dtype)
+
+    @property
+    def name(self) -> str:
+        return f"{self.rate}_{self.updates}_{self.prompts}x{self.group}_{self.dtype}"
+
+
+def train_peer(
+    race: Race, setting: Setting, model: Path, seed: int, folder: Path
+) -> dict[int, float]:
+    """Seconds of TRL's training until each copy, by its batch."""
+    steps = race.steps_a_batch(setting.prompts, setting.group)
+    until = train_trl(
+        model, race.task, setting.rate, seed, race.batches * steps, race.every * steps, folder,
+        "--updates", setting.updates, "--prompts", setting.prompts, "--group", setting.group,
+        "--max-tokens", race.max_tokens, "--micro-batch", race.micro_batch,
+        "--dtype", setting.dtype, "--warmup", race.warmup,
+    )  # fmt: skip
+    for step in until:
+        (folder / f"step-{step}").rename(folder / f"batch-{step // steps}")
+    return {step // steps: seconds for step, seconds in until.items()}
+
+
+def train_own(
+    race: Race, model: str, seed: int, folder: Path, changes: Sequence[str]
+) -> dict[int, float]:
+    """Seconds of our training until each copy, by its batch."""
+    given = {
+        "stage": "rl",
+        "run_dir": str(folder / "run"),
+        "seed": seed,
+        "model": model,
+        "task": race.task,
+        "num_steps": race.batch,  # until the recipe tells how many make a batch
+        "max_tokens": race.max_tokens,
+        "stop_at_boxed": False,
+        "eval_problems": 0,
+    }
+    recipe = parse_recipe(given | race.recipe, list(changes))
+    assert isinstance(recipe, RlRecipe), "the recipe above is one of RL"
+    steps = race.steps_a_batch(recipe.prompts_per_step, recipe.group_size)
+    updates = updates_per_batch(recipe) * steps  # of a batch
+    recipe = recipe.model_copy(update={"num_steps": race.batches * updates})
+    seconds, spent = {}, 0.0
+    with start_run(recipe, ["race"]) as run:
+        learner = build_learner(recipe, run)
+        keep_pages(learner.policy)  # as a run does
+        start_or_resume(learner, run, 0)
+        for batch in range(1, race.batches + 1):
+            began = time.perf_counter()
+            for update in range(updates):
+                train_step(learner, run, (batch - 1) * updates + update + 1)
+            spent += time.perf_counter() - began
+            if batch % race.every == 0:
+                save_model(learner.policy, learner.tokenizer, folder / f"batch-{batch}")
+                seconds[batch] = spent
+    return seconds
+
+
+def accuracy_of(race: Race, model: Path, base: str) -> float:
+    """Percent of samples right on the held-out problems."""
+    load_model(base).tokenizer.save_pretrained(model)  # TRL's copies have none
+    loaded = load_model(str(model))
+    found = evaluate(
+        LocalEngine(loaded.model, loaded.tokenizer),
+        load_task(race.task, split="test"),
+        num_samples=race.samples,
+        max_tokens=race.max_tokens,
+        limit=race.problems,
+        stop_at_boxed=False,
+    )
+    scores = [score or 0.0 for result in found.results for score in result.scores]
+    return 100 * sum(scores) / len(scores)
+
+
+def curve(race: Race, folder: Path, seconds: dict[int, float], base: str) -> list[Point]:
+    """The copies' accuracy; they are deleted."""
+    points = []
+    for batch, spent in seconds.items():
+        copy = folder / f"batch-{batch}"
+        accuracy = accuracy_of(race, copy, base)
+        points.append({"batch": batch, "seconds": spent, "accuracy": accuracy})
+        shutil.rmtree(copy)
+    return points
+
+
+def reached(points: list[Point], target: float) -> float | None:
+    """Seconds of the first point from which on accuracy stays at or above the target."""
+    found = None
+    for point in reversed(points):
+        if point["accuracy"] < target:
+            break
+        found = point["seconds"]
+    return found
+
+
+def final(points: list[Point]) -> float:
+    """The accuracy of the last three points."""
+    return statistics.mean(point["accuracy"] for point in points[-3:])
+
+
+def compare(
+    start: float, peer: list[Point], own: list[Point], shares: Sequence[float]
+) -> dict[str, Any]:
+    """Seconds of both sides until each share of the peer's gain, and their ratio."""
+    gain = final(peer) - start
+    result: dict[str, Any] = {"trl_final": round(final(peer), 1), "own_final": round(final(own), 1)}
+    batches = [round(side[-1]["seconds"] / side[-1]["batch"], 3) for side in (peer, own)]
+    result |= {"trl_batch_seconds": batches[0], "own_batch_seconds": batches[1]}
+    for share in shares:
+        target = start + share * gain
+        theirs, ours = reached(peer, target), reached(own, target)
+        result[f"at_{100 * share:.0f}"] = {
+            "target": round(target, 1),
+            "trl_seconds": theirs and round(theirs, 1),
+            "own_seconds": ours and round(ours, 1),
+            "ratio": round(theirs / ours, 2) if theirs and ours else None,
+        }
+    return result
