@@ -106,9 +106,9 @@ def main() -> None:
                 found[kind][f"seed_{seed}"] = {"start": round(start, 1)} | compared
     write_result(
         name_here("smollm2_accuracy"),
-        command=" ".join(["python", f"bench/{Path(sys.argv[0]).name}", *sys.argv[1:]]),
+        command="python bench/bench_smollm2_accuracy.py",
         seeds=arguments.seeds,
-        raw=raw,
+        raw={"set": arguments.changes} | raw,
         summary={"tried": {setting.name: round(value, 1) for setting, value in tried.items()}}
         | {kind: {"setting": setting.name} | found[kind] for kind, setting in best.items()},
     )
