@@ -2,10 +2,13 @@
 
     python bench/bench_floor.py
 
-Limits: the fastest float32 matrix product found here and the fastest copy of memory. The floor of a
-part is the longer of its fewest operations (2 a weight and token forward, 6 forward and backward;
-the head only where a token is learned or drawn; attention left out) at the one limit and its fewest
-bytes at the other. Best of several repeats. Writes docs/results/floor.json.
+Limits: the fastest matrix products found here, in float32 and in bfloat16 where a processor has
+that arithmetic, and the fastest copy of memory. The floor of a part is the longer of its fewest
+operations (2 a weight and token forward, 6 forward and backward; the head only where a token is
+learned or drawn; attention left out) at the limit of its format and its fewest bytes at the other.
+Operations in int8 count as those of the format next to it. Reading prompts and the backward pass
+are in the format that a run has here. Best of several repeats. Writes docs/results/floor.json, or
+floor_bf16.json.
 """
 
 from __future__ import annotations
@@ -19,18 +22,20 @@ from typing import Any
 
 import torch
 
+from device import half, is_bf16, name_here
 from forethought.models.load import load_model
-from forethought.sampling.cache import prefill
+from forethought.models.precision import compute_in, keep_casts
 from forethought.sampling.decoder import Decoder
 from forethought.schema_tables import Optimizer
-from forethought.training.batch import batch_logprobs, pack_batches, pairs_per_token
+from forethought.training.batch import batch_logprobs, flat_step, pack_batches, pairs_per_token
 from forethought.training.strips import Row
 from forethought.training.update import apply_update, build_optimizers
 from record import write_result
 
 MODEL = "smollm2-135m"
 PROMPT, OWN, STEPS = 80, 64, 8
-BYTES = {"float32": 4, "float16": 2, "int8": 1}
+CELLS = 2048  # of a batch
+BYTES = {"float32": 4, "float16": 2, "bfloat16": 2, "int8": 1}
 
 
 def best(function: Callable[[], object], repeats: int) -> float:
@@ -45,20 +50,29 @@ def best(function: Callable[[], object], repeats: int) -> float:
 
 def limits() -> dict[str, float]:
     """Billions of operations and of bytes a second."""
-    flops = []
-    for m, k, n in ((512, 576, 1536), (1024, 576, 3072), (2048, 2048, 2048), (512, 1536, 576)):
-        left, right = torch.randn(m, k), torch.randn(k, n)
-        flops.append(2e-9 * m * k * n / best(lambda a=left, b=right: a @ b, 8))  # type: ignore[misc]
     source = torch.zeros(1 << 26)  # 256 MB
     target = torch.empty_like(source)
     copied = 2e-9 * source.nbytes / best(lambda: target.copy_(source), 5)
-    return {"gflops": max(flops), "gigabytes": copied}
+    found = {"gflops": fastest_product(torch.float32), "gigabytes": copied}
+    return found | ({"gflops_bfloat16": fastest_product(torch.bfloat16)} if is_bf16() else {})
+
+
+def fastest_product(dtype: torch.dtype) -> float:
+    """Billions of operations a second."""
+    flops = []
+    for m, k, n in ((512, 576, 1536), (1024, 576, 3072), (2048, 2048, 2048), (512, 1536, 576)):
+        left, right = torch.randn(m, k).to(dtype), torch.randn(k, n).to(dtype)
+        flops.append(2e-9 * m * k * n / best(lambda a=left, b=right: a @ b, 8))  # type: ignore[misc]
+    return max(flops)
 
 
 def part(
-    seconds: float, gflop: float, gigabytes: float, limit: dict[str, float]
+    seconds: float, gflop: float, gigabytes: float, limit: dict[str, float], dtype: str
 ) -> dict[str, float]:
-    floor = max(gflop / limit["gflops"], gigabytes / limit["gigabytes"])
+    gflops = (
+        limit["gflops"] if dtype == "float32" else limit.get("gflops_bfloat16", limit["gflops"])
+    )
+    floor = max(gflop / gflops, gigabytes / limit["gigabytes"])
     return {
         "seconds": round(seconds, 4),
         "gflop": round(gflop, 1),
@@ -78,7 +92,7 @@ def decode_seconds(model: Any, weights: Any, rows: int, siblings: int) -> float:
             tuple(generator.randrange(1000, 40_000) for _ in range(PROMPT))
             for _ in range(rows // siblings)
         ]
-        ready = [found for prompt in prompts for found in prefill(model, [prompt])]
+        ready = [found for p in prompts for found in decoder.prefill([p], torch.float32)]
         for row in range(rows):
             cache.join(row, prompts[row // siblings], ready[row // siblings])
         seconds = []
@@ -102,6 +116,33 @@ def training_rows() -> list[Row]:
     return rows
 
 
+def prefill_seconds(model: Any, prompts: list[tuple[int, ...]]) -> float:
+    decoder = Decoder(model, half(), 3 << 30)
+    decoder.open(len(prompts), len(prompts[0]), OWN, len(prompts[0]) + OWN)
+    with torch.inference_mode():
+        return best(lambda: decoder.prefill(prompts, torch.float32), 3)
+
+
+def backward(model: Any, rows: list[Row], dtype: torch.dtype) -> tuple[int, int]:
+    """One pass over the rows, as in a run; its cells and its targets."""
+    cells = targets = 0
+    batches = pack_batches(
+        rows,
+        max_batch_tokens=CELLS,
+        pad_id=0,
+        pairs_per_token=pairs_per_token(model),
+        flat_step=flat_step(model, dtype),
+    )
+    with keep_casts("cpu", dtype):
+        for batch in batches:
+            with compute_in("cpu", dtype):
+                logprobs = batch_logprobs(model, batch)
+            (-(logprobs * batch.weights).sum()).backward()  # type: ignore[no-untyped-call]
+            cells += batch.input_ids.numel()
+            targets += len(batch.targets)
+    return cells, targets
+
+
 def main() -> None:
     model: Any = load_model(MODEL, dtype="float32").model.eval()
     limit = limits()
@@ -109,39 +150,32 @@ def main() -> None:
     total = sum(p.numel() for p in model.parameters())
     head = model.get_output_embeddings().weight.numel()
     body = total - head  # the table of embeddings is the head's
+    in_run = "bfloat16" if is_bf16() else "float32"
     parts: dict[str, dict[str, float]] = {}
-    prompts = [[7 + i] * 128 for i in range(8)]
-    with torch.inference_mode():
-        seconds = best(lambda: prefill(model, prompts), 3)
+    seconds = prefill_seconds(model, [tuple(range(1000 + i, 1128 + i)) for i in range(8)])
     gflop = 2e-9 * (8 * 128 * body + 8 * head)
-    parts["prefill"] = part(seconds, gflop, 4e-9 * total, limit)
-    for weights, size in BYTES.items():
+    parts["prefill"] = part(seconds, gflop, BYTES[in_run] * 1e-9 * total, limit, in_run)
+    for weights in ("float32", half(), "int8"):
         for rows in (64, 128):
             seconds = decode_seconds(model, weights, rows, 8)
-            found = part(seconds, 2e-9 * rows * total, 1e-9 * size * total, limit)
+            size = BYTES[weights] * 1e-9 * total
+            found = part(seconds, 2e-9 * rows * total, size, limit, weights)
             parts[f"decode_{weights}_{rows}"] = found
-    config = Optimizer(learning_rate=1e-6)
-    optimizers, rows_, pairs = (
-        build_optimizers(model, config),
-        training_rows(),
-        pairs_per_token(model),
-    )
-    counts = [0, 0]
+    config, dtype = Optimizer(learning_rate=1e-6), getattr(torch, in_run)
+    optimizers, rollouts = build_optimizers(model, config), training_rows()
+    cells, targets = backward(model, rollouts, dtype)
+    seconds = best(lambda: backward(model, rollouts, dtype), 3)
+    gflop = 6e-9 * (cells * body + targets * head)
+    parts["backward"] = part(seconds, gflop, 12e-9 * total, limit, in_run)
 
-    def backward() -> None:
-        counts[:] = [0, 0]
-        for batch in pack_batches(rows_, max_batch_tokens=4096, pad_id=0, pairs_per_token=pairs):
-            (-(batch.weights * batch_logprobs(model, batch)).sum()).backward()
-            counts[0] += batch.input_ids.numel()
-            counts[1] += len(batch.targets)
+    def update() -> None:
+        backward(model, rollouts, dtype)
+        apply_update(model, optimizers, config, 0, 9)
 
-    seconds = best(backward, 3)
-    gflop = 6e-9 * (counts[0] * body + counts[1] * head)
-    parts["backward"] = part(seconds, gflop, 12e-9 * total, limit)
-    seconds = best(lambda: (backward(), apply_update(model, optimizers, config, 0, 9)), 2) - seconds
-    parts["update"] = part(max(seconds, 1e-3), 0.0, 28e-9 * total, limit)
+    seconds = best(update, 2) - seconds
+    parts["update"] = part(max(seconds, 1e-3), 0.0, 28e-9 * total, limit, "float32")
     write_result(
-        "floor",
+        name_here("floor"),
         command="python bench/bench_floor.py",
         seeds=[0],
         raw=parts,

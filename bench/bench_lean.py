@@ -56,12 +56,12 @@ def in_turn(ways: Ways, before: Callable[[], object] = lambda: None) -> dict[str
 
 
 def by_library(layer: nn.Module, weights: Any) -> Any:
-    tiled = products._is_tiled
-    products._is_tiled = lambda layers, weights: False
+    tiled = products.is_tiled
+    products.is_tiled = lambda layers, weights: False
     try:
         return product_of([layer], weights)
     finally:
-        products._is_tiled = tiled
+        products.is_tiled = tiled
 
 
 def of_products(weights: Any) -> dict[str, float]:

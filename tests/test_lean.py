@@ -30,13 +30,13 @@ from forethought.sampling.products import (
     Packed,
     Plain,
     Product,
-    Tiled,
     Weights,
     can_multiply,
     product_of,
 )
 from forethought.sampling.scaled import Scaled, tensor_of
 from forethought.sampling.shared_cache import SharedCache
+from forethought.sampling.tiled import Tiled
 from forethought.types import Request
 from test_sampling import make_engine, prompt_of, sampled
 
@@ -127,7 +127,7 @@ def test_coarser_weights_stay_near_the_full_forward_pass(
     if not can_multiply(weights):
         pytest.skip(f"no {weights} product here")
     if not tiled:
-        monkeypatch.setattr(products, "_is_tiled", lambda layers, weights: False)
+        monkeypatch.setattr(products, "is_tiled", lambda layers, weights: False)
     monkeypatch.setattr(products, "_WORTH_PACKING", 0)
     model = build(name)
     lean = LeanModel.of(model, weights)

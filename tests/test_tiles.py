@@ -16,9 +16,9 @@ from torch.nn.functional import scaled_dot_product_attention
 from forethought.sampling import team, tiles
 from forethought.sampling.attention import attend, heads_together
 from forethought.sampling.kernels import compiled, put
-from forethought.sampling.products import Tiled
 from forethought.sampling.scaled import Format, Scaled, tensor_of
 from forethought.sampling.shared_cache import Table
+from forethought.sampling.tiled import Tiled
 
 FORMS: list[Format] = [
     *(["uint8"] if tiles.HAS_INT8 else []),
@@ -135,6 +135,28 @@ class Config:
 
 
 @compiled
+def _pass_on(seen: Any, found: Any, num_threads: int, start: int, stop: int) -> None:
+    for i in range(start, stop):
+        seen[i] = i + 1
+    team.wait_for_team()
+    for i in range(start, stop):
+        found[i] = seen.sum()
+
+
+@compiled
+def pass_on(seen: Any, found: Any, num_threads: int) -> None:
+    team.share_out(_pass_on, (seen, found, num_threads), num_threads, num_threads)
+
+
+@pytest.mark.parametrize("num_threads", [1, 2, 5])
+def test_a_team_waits_for_its_slowest_thread(num_threads: int) -> None:
+    for _ in range(50):
+        seen, found = np.zeros(num_threads, np.int64), np.zeros(num_threads, np.int64)
+        pass_on(seen, found, num_threads)
+        assert (found == num_threads * (num_threads + 1) // 2).all()
+
+
+@compiled
 def _count(seen: Any, start: int, stop: int) -> None:
     for i in range(start, stop):
         seen[i] += 1
@@ -154,7 +176,8 @@ def test_a_team_goes_over_everything_once(size: int, num_threads: int) -> None:
 
 
 def test_without_openmp_a_team_is_one() -> None:
-    parallel, number, total = team.stand_ins()
+    parallel, number, total, barrier = team.stand_ins()
+    barrier()
     seen = []
     kind = ctypes.CFUNCTYPE(None, ctypes.c_void_p)
     work = kind(lambda data: seen.append((data, number(), total())))

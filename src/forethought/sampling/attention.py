@@ -75,11 +75,11 @@ def turn_and_store(
         own_lengths,
         queries,
     )
-    share_out(_turn_and_store, arguments, len(queries), num_threads)
+    share_out(store_rows, arguments, len(queries), num_threads)
 
 
-@compiled
-def _turn_and_store(
+@part
+def store_rows(
     products: Any,
     norms: Any,
     epsilon: Any,
@@ -94,6 +94,7 @@ def _turn_and_store(
     start: int,
     stop: int,
 ) -> None:
+    """`turn_and_store` of the rows from `start` to `stop`."""
     keys, values = own
     kv_heads, (num_heads, size) = keys.shape[2], queries.shape[1:]
     row = np.empty((num_heads + 2 * kv_heads) * size, np.float32)
@@ -148,11 +149,11 @@ def attend(
         out,
         scales,
     )
-    share_out(_attend, arguments, len(queries), num_threads)
+    share_out(attend_rows, arguments, len(queries), num_threads)
 
 
-@compiled
-def _attend(
+@part
+def attend_rows(
     together: Any,
     queries: Any,
     prompts: Any,
@@ -167,6 +168,7 @@ def _attend(
     start: int,
     stop: int,
 ) -> None:
+    """`attend` of the rows from `start` to `stop`."""
     prompt_keys, prompt_values = prompts
     own_keys, own_values = own
     num_heads, size = queries.shape[1:]

@@ -39,7 +39,7 @@ _SMALLEST = np.float32(1e-12)
 _SOURCES = (
     *("sampling/" + name for name in ("attention", "draw_kernel", "kernels", "scaled", "team")),
     *("sampling/head_vectors", "sampling/lanes", "sampling/row_vectors", "sampling/tiles"),
-    "sampling/vectors",
+    *("sampling/vectors", "sampling/whole_step"),
     *("training/passes", "training/strip_attention", "training/strip_rows"),
 )
 OPTIONS: dict[str, Any] = {"fastmath": _FASTMATH, "error_model": "numpy"}
@@ -211,11 +211,11 @@ def add_and_norm(
 ) -> None:
     """hidden (n, D) += more (n, D), and RMSNorm of it into out (n, D)."""
     arguments = (hidden, more, weight, epsilon, out, scales)
-    share_out(_add_and_norm, arguments, len(hidden), num_threads)
+    share_out(norm_rows, arguments, len(hidden), num_threads)
 
 
-@compiled
-def _add_and_norm(
+@part
+def norm_rows(
     hidden: Any,
     more: Any,
     weight: Any,
@@ -225,6 +225,7 @@ def _add_and_norm(
     start: int,
     stop: int,
 ) -> None:
+    """`add_and_norm` of the rows from `start` to `stop`."""
     row = np.empty(hidden.shape[1], np.float32)
     for r in range(start, stop):
         take(more, r, row)
@@ -238,11 +239,12 @@ def _add_and_norm(
 def silu_gate(num_threads: int, gate_up: Any, out: Any, scales: Any) -> None:
     """SwiGLU (arXiv 2002.05202): silu(gate) * up of gate_up (n, 2 * F) into out (n, F)."""
     arguments = (gate_up, out, scales)
-    share_out(_silu_gate, arguments, len(out), num_threads)
+    share_out(gate_rows, arguments, len(out), num_threads)
 
 
-@compiled
-def _silu_gate(gate_up: Any, out: Any, scales: Any, start: int, stop: int) -> None:
+@part
+def gate_rows(gate_up: Any, out: Any, scales: Any, start: int, stop: int) -> None:
+    """`silu_gate` of the rows from `start` to `stop`."""
     width = out.shape[1]
     both, row = np.empty(2 * width, np.float32), np.empty(width, np.float32)
     gate, up = both[:width], both[width:]

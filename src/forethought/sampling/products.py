@@ -12,24 +12,24 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cache, partial
-from importlib.util import find_spec
-from typing import Any, Literal, Protocol, cast
+from typing import Any, Literal, Protocol
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from forethought.machine import usable_cores
 from forethought.sampling.scaled import ZERO, Format, Scaled, Values, tensor_of, values_of
+from forethought.sampling.stacks import side_by_side
+from forethought.sampling.tiled import Tiled, TiledFormat, TiledLayers, is_tiled
 
 _WORTH_PACKING = 1 << 18
 _WORTH_SPLITTING = 1 << 22
-_WORTH_SHARING = 1 << 13  # words of weights among threads
 _TYPICAL_ROWS = 64  # what the packed order is chosen for; others work too
 
 
 Weights = Literal["float32", "float16", "bfloat16", "int8"]
+_TILED_AS: dict[Weights, TiledFormat] = {"int8": "uint8", "bfloat16": "bfloat16"}
 
 
 class Product(Protocol):
@@ -66,6 +66,21 @@ def products_of(many: Sequence[Sequence[nn.Module]], weights: Weights | None) ->
         ]
 
 
+def tiled_layers(
+    kinds: Sequence[Sequence[Sequence[nn.Module]]], weights: Weights | None
+) -> list[TiledLayers] | None:
+    """Each kind of product, given for every layer, in one piece; None unless all are tiled, in one
+    format."""
+    if weights is None or not can_multiply(weights):
+        return None
+    every = [layers for kind in kinds for layers in kind]
+    formats = {_format_of(layers, weights) for layers in every}
+    found = formats.pop()
+    if formats or found is None or not all(is_tiled(layers, found) for layers in every):
+        return None
+    return [TiledLayers.of(kind, _TILED_AS[found]) for kind in kinds]
+
+
 def _format_of(layers: Sequence[nn.Module], wanted: Weights) -> Weights | None:
     """The format to pack these layers in; None where they stay as they are."""
     parameters = [p for layer in layers for p in layer.parameters()]
@@ -77,7 +92,7 @@ def _format_of(layers: Sequence[nn.Module], wanted: Weights) -> Weights | None:
         return None
     if not is_plain or any(p.device.type != "cpu" for p in parameters):
         return None
-    is_worth_it = _num_weights(layers) >= _WORTH_PACKING or _is_tiled(layers, wanted)
+    is_worth_it = _num_weights(layers) >= _WORTH_PACKING or is_tiled(layers, wanted)
     return wanted if is_worth_it else None
 
 
@@ -88,8 +103,8 @@ def _packing(
     match weights:
         case "float16":
             return Half.packing(pool, layers)
-        case "int8" | "bfloat16" if _is_tiled(layers, weights):
-            return partial(Tiled.of, layers, "uint8" if weights == "int8" else "bfloat16")
+        case "int8" | "bfloat16" if is_tiled(layers, weights):
+            return partial(Tiled.of, layers, _TILED_AS[weights])
         case "int8":
             return Int8.packing(pool, layers)
         case _:
@@ -124,7 +139,7 @@ class Packed:
     @staticmethod
     @torch.no_grad()
     def packing(layers: Sequence[nn.Module], dtype: torch.dtype) -> Callable[[], Packed]:
-        weight, bias = _side_by_side(layers)
+        weight, bias = side_by_side(layers)
         packed = torch.ops.mkldnn._reorder_linear_weight(weight.to(dtype), _TYPICAL_ROWS)
         return lambda: Packed(packed, None if bias is None else bias.to(dtype))
 
@@ -162,77 +177,9 @@ class Half:
 @torch.no_grad()
 def _pack_half(layers: Sequence[nn.Module], part: int, count: int) -> Any:
     """Part number `part` of `count` of the matrix, packed."""
-    weight, bias = _side_by_side(layers)
+    weight, bias = side_by_side(layers)
     bias = None if bias is None else bias.tensor_split(count)[part]
     return torch.ops.quantized.linear_prepack_fp16(weight.tensor_split(count)[part], bias)
-
-
-@dataclass(frozen=True, slots=True)
-class Tiled:
-    """The layers side by side in int8 or bfloat16, for processors with dot products of those
-    (`sampling/tiles.py`). Int8 has one scale an output and one an input row, so that a row is the
-    same whoever else is in the batch."""
-
-    panels: NDArray[Any]  # (P, W, 64) words of 4 bytes
-    offsets: NDArray[np.int32]  # (P, 64), as are factors and biases
-    factors: NDArray[np.float32]
-    biases: NDArray[np.float32]
-    width: int  # outputs, of P * 64
-    takes: Format
-
-    @staticmethod
-    @torch.no_grad()
-    def of(layers: Sequence[nn.Module], form: Literal["uint8", "bfloat16"]) -> Tiled:
-        tiles = _tiles()
-        weight, bias = _side_by_side(layers)
-        (width, depth), kind = weight.shape, _word(form)
-        count = -(-width // tiles.PANEL)
-        words = depth // (4 if form == "uint8" else 2)
-        # by torch, whose memory begins where a register's does
-        panels = torch.empty(count, words, tiles.PANEL, dtype=torch.int32).numpy().view(kind)
-        offsets = np.empty((count, tiles.PANEL), np.int32)
-        factors, biases = np.empty(offsets.shape, np.float32), np.zeros(offsets.shape, np.float32)
-        tiles.pack(torch.get_num_threads(), weight.float().numpy(), panels, offsets, factors)
-        if bias is not None:
-            biases.flat[:width] = bias.float().numpy()
-        return Tiled(panels, offsets, factors, biases, width, form)
-
-    def __call__(self, x: Scaled) -> Values:
-        out = np.empty((len(x.scales), self.biases.size), np.float32)
-        tiles, threads = _tiles(), torch.get_num_threads()
-        tiles.multiply(
-            threads if self.panels.size > _WORTH_SHARING else 1,
-            len(out) >= tiles.ROWS_EACH * threads,
-            x.values.view(self.panels.dtype),
-            self.panels,
-            self.offsets,
-            self.factors,
-            self.biases,
-            x.scales,
-            out,
-        )
-        return out if self.width == out.shape[1] else out[:, : self.width]
-
-
-def _word(form: Format) -> Any:
-    return np.int32 if form == "uint8" else np.uint32
-
-
-def _is_tiled(layers: Sequence[nn.Module], weights: Weights) -> bool:
-    """Whether there are such tiles here, and the inputs of these layers fill whole words."""
-    if weights not in ("int8", "bfloat16") or find_spec("numba") is None:
-        return False
-    has = _tiles().HAS_INT8 if weights == "int8" else _tiles().HAS_BFLOAT16
-    depths = [int(layer.weight.shape[1]) for layer in cast("Sequence[Any]", layers)]
-    return bool(has) and all(depth % 4 == 0 for depth in depths)
-
-
-@cache
-def _tiles() -> Any:
-    """numba is an extra."""
-    from forethought.sampling import tiles
-
-    return tiles
 
 
 # Weights keep 7 bits and activations 8: x86 processors without VNNI add two products of 8 bits into
@@ -260,7 +207,7 @@ class Int8:
     def of(layers: Sequence[nn.Module]) -> Int8:
         """One scale for the whole matrix in FBGEMM's eyes: with one a channel it would read them
         one by one, which takes as long as packing."""
-        weight, bias = _side_by_side(layers)
+        weight, bias = side_by_side(layers)
         levels, scales = torch.empty(weight.shape, dtype=torch.int8), torch.empty(len(weight))
         _kernels().to_levels(weight.numpy(), _WEIGHT_LEVELS, levels.numpy(), scales.numpy())
         quantized = torch._make_per_tensor_quantized_tensor(levels, 1.0, 0)
@@ -281,21 +228,6 @@ def _kernels() -> Any:
     from forethought.sampling import kernels
 
     return kernels
-
-
-def _side_by_side(layers: Sequence[Any]) -> tuple[Tensor, Tensor | None]:
-    """The weights (N, K) of linear layers one below the other, and their biases; by numpy, which
-    starts no threads of its own inside one that packs."""
-    weights = [layer.weight.detach() for layer in layers]
-    biases = [layer.bias for layer in layers]
-    weight = weights[0] if len(weights) == 1 else _below(weights)
-    return weight, None if any(b is None for b in biases) else _below([b.detach() for b in biases])
-
-
-def _below(tensors: Sequence[Tensor]) -> Tensor:
-    same_bits = torch.int16 if tensors[0].dtype == torch.bfloat16 else tensors[0].dtype  # for numpy
-    joined = np.concatenate([tensor.view(same_bits).numpy() for tensor in tensors])
-    return torch.from_numpy(joined).view(tensors[0].dtype)
 
 
 @cache

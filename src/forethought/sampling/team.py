@@ -19,6 +19,8 @@ from numba.core import cgutils
 from numba.extending import intrinsic
 
 _PARALLEL, _THREAD, _THREADS = "GOMP_parallel", "omp_get_thread_num", "omp_get_num_threads"
+_BARRIER = "GOMP_barrier"
+_NAMES = (_PARALLEL, _THREAD, _THREADS, _BARRIER)
 _PREFIX = "forethought_"
 _POINTER, _INT, _INT32 = ir.IntType(8).as_pointer(), ir.IntType(64), ir.IntType(32)
 _WORK = ir.FunctionType(ir.VoidType(), [_POINTER])
@@ -38,26 +40,27 @@ def _alone(work: int, data: int, num_threads: int, flags: int) -> None:
 _PARALLEL_KIND = ctypes.CFUNCTYPE(
     None, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_uint, ctypes.c_uint
 )
-_NUMBER_KIND = ctypes.CFUNCTYPE(ctypes.c_int)
+_NUMBER_KIND, _NOTHING_KIND = ctypes.CFUNCTYPE(ctypes.c_int), ctypes.CFUNCTYPE(None)
 
 
 def _functions() -> list[Any]:
-    """OpenMP's three, of the library that torch has loaded; else what stands in for them."""
+    """OpenMP's, of the library that torch has loaded; else what stands in for them."""
     try:
         loaded = ctypes.CDLL(None)
-        return [getattr(loaded, name) for name in (_PARALLEL, _THREAD, _THREADS)]
+        return [getattr(loaded, name) for name in _NAMES]
     except (OSError, TypeError, AttributeError):
         return stand_ins()
 
 
 def stand_ins() -> list[Any]:
-    """The same three for a team of one."""
-    return [_PARALLEL_KIND(_alone), _NUMBER_KIND(lambda: 0), _NUMBER_KIND(lambda: 1)]
+    """The same for a team of one."""
+    numbers = [_NUMBER_KIND(lambda: 0), _NUMBER_KIND(lambda: 1)]
+    return [_PARALLEL_KIND(_alone), *numbers, _NOTHING_KIND(lambda: None)]
 
 
 def use_functions(functions: list[Any]) -> None:
     """Tell LLVM where they are; whoever calls keeps them alive."""
-    for name, function in zip((_PARALLEL, _THREAD, _THREADS), functions, strict=True):
+    for name, function in zip(_NAMES, functions, strict=True):
         binding.add_symbol(_PREFIX + name, ctypes.cast(function, ctypes.c_void_p).value)
 
 
@@ -88,6 +91,18 @@ def share_out(typing: Any, kernel: Any, arguments: Any, count: Any, num_threads:
         return context.get_dummy_value()
 
     return types.void(kernel, arguments, types.int64, types.int64), body
+
+
+@intrinsic  # type: ignore[untyped-decorator]
+def wait_for_team(typing: Any) -> Any:
+    """Every thread of a team comes as far as this before any goes on."""
+
+    def body(context: Any, b: Any, signature: Any, values: Any) -> Any:
+        kind = ir.FunctionType(ir.VoidType(), [])
+        b.call(cgutils.get_or_insert_function(b.module, kind, _PREFIX + _BARRIER), [])
+        return context.get_dummy_value()
+
+    return types.void(), body
 
 
 def _in_threads(b: Any, call: Any, packed: Any, count: Any, num_threads: Any) -> None:

@@ -135,11 +135,11 @@ def multiply(
     so that what one thread wrote is not read by another, from whose cache it would have to come.
     """
     arguments = (by_rows, inputs, panels, offsets, factors, biases, scales, out)
-    share_out(_multiply, arguments, len(inputs) if by_rows else len(panels), num_threads)
+    share_out(multiply_rows, arguments, len(inputs) if by_rows else len(panels), num_threads)
 
 
 @compiled
-def _multiply(
+def multiply_rows(
     by_rows: bool,
     inputs: Any,
     panels: Any,
@@ -151,6 +151,7 @@ def _multiply(
     start: int,
     stop: int,
 ) -> None:
+    """`multiply`, of the rows or else the panels from `start` to `stop`."""
     first_panel, end = (0, len(panels)) if by_rows else (start, stop)
     first_row, n = (start, stop) if by_rows else (0, len(inputs))
     for p in range(first_panel, end):
