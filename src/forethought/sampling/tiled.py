@@ -38,7 +38,8 @@ class Tiled:
     @staticmethod
     def of(layers: Sequence[nn.Module], form: TiledFormat) -> Tiled:
         whole = TiledLayers.of([layers], form)
-        return Tiled(*(part[0] for part in whole.panels), whole.width, form)
+        panels, offsets, factors, biases = whole.panels
+        return Tiled(panels[0], offsets[0], factors[0], biases[0], whole.width, form)
 
     def __call__(self, x: Scaled) -> Values:
         out = np.empty((len(x.scales), self.biases.size), np.float32)
