@@ -7,7 +7,9 @@ our tiles and by the library that packs where there are none (oneDNN's bfloat16,
 with 1, 8 and 128 rows, and packing the head; gate and up of 128 rows and the pass behind them,
 threads sharing out rows or outputs of our tiles; 128 tokens drawn from the whole vocabulary,
 compiled and by torch; attention of 128 rows (prompts of 80 tokens, 64 of their own) after a product
-of torch's, in one thread, in OpenMP's and in two of Python's own. Medians of 31 in turn. Writes
+of torch's, in one thread, in OpenMP's and in two of Python's own; a step of SmolLM2-135M and of the
+bundled model by one compiled call for all layers and by one for each operation, with 8 and 128
+rows. Medians of 31 in turn. Writes
 docs/results/lean_bf16.json; on a processor without AVX-512's dot products it measures nothing.
 """
 
@@ -19,6 +21,7 @@ import time
 import warnings
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -27,12 +30,14 @@ from torch import nn
 
 from device import name_here
 from forethought.machine import usable_cores
-from forethought.sampling import draw, products, tiles
+from forethought.models.load import load_model
+from forethought.sampling import draw, lean, products, tiles
 from forethought.sampling.attention import attend
 from forethought.sampling.draw import Kinds, draw_tokens
 from forethought.sampling.kernels import silu_gate
 from forethought.sampling.products import product_of
 from forethought.sampling.scaled import Scaled
+from forethought.sampling.shared_cache import SharedCache
 from forethought.sampling.vectors import LANES
 from forethought.types import SamplingParams
 from record import write_result
@@ -172,6 +177,44 @@ def of_attention() -> dict[str, float]:
     return times | {"ratio": round(times["own"] / times["openmp"], 1)}
 
 
+def of_layers() -> dict[str, float]:
+    found = {}
+    for model in ("smollm2-135m", "bundled:seedling"):
+        loaded: Any = load_model(model, dtype="float32").model
+        for rows in (8, 128):
+            ways = {way: decoding(loaded, rows, way) for way in ("whole", "apart")}
+            name = f"{model.split('-')[0].split(':')[-1]}_{rows}"
+            times = in_turn(ways)
+            found |= {f"{name}_{way}": value for way, value in times.items()}
+            found[f"{name}_ratio"] = round(times["apart"] / times["whole"], 2)
+    return found
+
+
+@torch.inference_mode()
+def decoding(model: Any, rows: int, way: str) -> Callable[[], object]:
+    """One step after the other, in bfloat16, of rows that begin with 40 tokens of their own."""
+    whole = lean.WholeLayers
+    lean.WholeLayers = whole if way == "whole" else SimpleNamespace(of=lambda *_: None)
+    try:
+        view = lean.LeanModel.of(model, "bfloat16")
+    finally:
+        lean.WholeLayers = whole
+    prompts = [tuple(range(10 + i, 90 + i)) for i in range(-(-rows // 8))]
+    cache = SharedCache(model, rows, 80, 128, view.cache_form)
+    ready = view.prefill(prompts)
+    for row in range(rows):
+        cache.join(row, prompts[row // 8], ready[row // 8])
+    lengths = [80] * rows
+
+    def step() -> None:
+        view.decode(cache, [5] * rows, lengths)
+        lengths[:] = [length + 1 for length in lengths]
+
+    for _ in range(40):
+        step()
+    return step
+
+
 def main() -> None:
     if not (tiles.HAS_INT8 and tiles.HAS_BFLOAT16):
         print("this processor has no dot products of int8 and bfloat16", file=sys.stderr)
@@ -183,6 +226,7 @@ def main() -> None:
         "sharing": of_sharing(),
         "draw": of_drawing(),
         "attention": of_attention(),
+        "layers": of_layers(),
     }
     command = " ".join(["python", "bench/bench_lean.py", *sys.argv[1:]])
     write_result(name_here("lean"), command=command, seeds=[0], raw=summary, summary=summary)

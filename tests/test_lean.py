@@ -20,7 +20,7 @@ from transformers import (
     Qwen3ForCausalLM,
 )
 
-from forethought.sampling import products
+from forethought.sampling import products, whole_layers
 from forethought.sampling.cache import prefill
 from forethought.sampling.decoder import Decoder, has_lean_step
 from forethought.sampling.lean import LeanModel
@@ -37,6 +37,7 @@ from forethought.sampling.products import (
 from forethought.sampling.scaled import Scaled, tensor_of
 from forethought.sampling.shared_cache import SharedCache
 from forethought.sampling.tiled import Tiled
+from forethought.sampling.whole_layers import WholeLayers
 from forethought.types import Request
 from test_sampling import make_engine, prompt_of, sampled
 
@@ -133,8 +134,35 @@ def test_coarser_weights_stay_near_the_full_forward_pass(
     lean = LeanModel.of(model, weights)
     library = {"float16": Half, "bfloat16": Packed, "int8": Int8}[weights]
     assert type(lean.head) in ({library, Tiled} if tiled else {library})
+    assert isinstance(lean.layers, WholeLayers) == isinstance(lean.head, Tiled)
     assert 1e-5 < walk(model, lean, 6) < bound
     assert 1e-5 < walk(model, lean, 6, reads=True) < bound
+
+
+@pytest.mark.parametrize("weights", ["bfloat16", "int8"])
+@torch.inference_mode()
+def test_a_row_is_the_same_in_a_large_batch_and_in_a_small_one(
+    weights: Weights, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In a large one each thread takes its rows through all layers."""
+    monkeypatch.setattr(whole_layers, "_WORTH_SHARING", 0)
+    model = build("llama")
+    lean = LeanModel.of(model, weights)
+    if not isinstance(lean.layers, WholeLayers):
+        pytest.skip(f"no tiles of {weights} here")
+    prompt, found = (5, 7, 9), []
+    ready = lean.prefill([prompt])[0]
+    for count in (80, 3):
+        cache = SharedCache(model, count, len(prompt), 4, lean.cache_form)
+        for row in range(count):
+            cache.join(row, prompt, ready)
+        for step in range(3):
+            logits = lean.decode(
+                cache, [(7 * row + step) % 300 for row in range(count)], [3 + step] * count
+            )
+        found.append(logits[:3])
+    assert torch.equal(*found)
+    assert not torch.equal(found[0][0], found[0][1])
 
 
 @torch.inference_mode()

@@ -243,12 +243,6 @@ def silu_gate(num_threads: int, gate_up: Any, out: Any, scales: Any) -> None:
 
 
 @part
-def gated(gate: Any, up: Any) -> Any:
-    """silu(gate) * up of two numbers."""
-    return gate * up / (_ONE + exponential(-gate))
-
-
-@part
 def gate_rows(gate_up: Any, out: Any, scales: Any, start: int, stop: int) -> None:
     """`silu_gate` of the rows from `start` to `stop`."""
     width = out.shape[1]
@@ -257,7 +251,7 @@ def gate_rows(gate_up: Any, out: Any, scales: Any, start: int, stop: int) -> Non
     for r in range(start, stop):
         take(gate_up, r, both)
         for i in range(width):
-            row[i] = gated(gate[i], up[i])
+            row[i] = gate[i] * up[i] / (_ONE + exponential(-gate[i]))
         put(row, out, scales, r)
 
 

@@ -58,7 +58,7 @@ class WholeLayers:
 
     def through(self, embedded: Floats, step: Step) -> tuple[Floats, Values]:
         """Embeddings (n, D) to the hidden states (n, D), and what the last layer adds to them."""
-        from forethought.sampling.tiles import PANEL, ROWS_EACH  # needs numba
+        from forethought.sampling.tiles import ROWS_EACH  # needs numba
         from forethought.sampling.whole_step import run_layers
 
         rows, width = embedded.shape
@@ -71,13 +71,9 @@ class WholeLayers:
             Scaled.room(rows, count, heads.takes)
             for count in (width, self.num_heads * size, gate_up.width // 2)
         ]
-        by_rows = threads == 1 or rows >= ROWS_EACH * threads
-        # in int8 a row has one scale, known when all of it is
-        is_apart = not by_rows or heads.takes == "uint8" or gate_up.width % (2 * PANEL) != 0
         run_layers(
             threads,
-            by_rows,
-            is_apart,
+            threads == 1 or rows >= ROWS_EACH * threads,
             step.own is step.prompts and threads > 1,
             self.together,
             hidden,
@@ -88,8 +84,7 @@ class WholeLayers:
             tuple((x.values, x.values.view(down.panels[0].dtype), x.scales) for x in inputs),
             (
                 np.empty((rows, _room(heads)), np.float32),
-                np.empty((rows if is_apart else 0, _room(gate_up)), np.float32),
-                np.empty((2, 0 if is_apart else rows, PANEL), np.float32),
+                np.empty((rows, _room(gate_up)), np.float32),
                 np.empty((rows, self.num_heads, size), np.float32),
             ),
             (step.positions, step.groups, step.prompt_lengths, step.seats, step.own_lengths),
