@@ -3,7 +3,7 @@
     python bench/bench_smollm2_accuracy.py [--seeds 0 1] [--rates SETTING ...]
         [--further SETTING ...] [--set KEY=VALUE ...] [--keep FOLDER]
 
-Both sides start from the cold start of recipes/smollm2-arithmetic.toml, one a seed, and make six
+Both sides start from the cold start of recipes/smollm2-arithmetic.toml, one a seed, and make four
 batches of 128 rollouts of its task with the same rewards. A SETTING of TRL is
 RATE[:UPDATES[:PROMPTSxGROUP[:DTYPE]]], where a smaller step, as 8x8, is a share of a batch, and the
 format "autocast" is weights in float32 and arithmetic in bfloat16. Two peers are the best on the
@@ -65,6 +65,16 @@ def begin(race: Race, folder: Path, seed: int) -> float:
     return accuracy_of(race, model, str(model))
 
 
+def command_of(arguments: argparse.Namespace) -> str:
+    """Without --keep, which says where on this machine."""
+    parts = ["python", "bench/bench_smollm2_accuracy.py"]
+    defaults = {"seeds": [0, 1], "rates": RATES, "further": FURTHER}
+    for name, default in defaults.items():
+        given = getattr(arguments, name)
+        parts += [f"--{name}", *map(str, given)] if given != default else []
+    return " ".join([*parts, *(f"--set {change}" for change in arguments.changes)])
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1])
@@ -74,8 +84,8 @@ def main() -> None:
     parser.add_argument("--keep", type=Path, help="keep cold starts and curves in this folder")
     arguments = parser.parse_args()
     race = Race(
-        task="sum:difficulty=2", batch=128, batches=6, every=1, max_tokens=64, micro_batch=32,
-        warmup=2, recipe=RECIPE, problems=250, samples=2,
+        task="sum:difficulty=2", batch=128, batches=4, every=1, max_tokens=64, micro_batch=32,
+        warmup=0, recipe=RECIPE, problems=250, samples=2,
     )  # fmt: skip
     rates, further = (
         [Setting.read(text, SHAPE, DTYPE) for text in given]
@@ -106,9 +116,9 @@ def main() -> None:
                 found[kind][f"seed_{seed}"] = {"start": round(start, 1)} | compared
     write_result(
         name_here("smollm2_accuracy"),
-        command="python bench/bench_smollm2_accuracy.py",
+        command=command_of(arguments),
         seeds=arguments.seeds,
-        raw={"set": arguments.changes} | raw,
+        raw=raw,
         summary={"tried": {setting.name: round(value, 1) for setting, value in tried.items()}}
         | {kind: {"setting": setting.name} | found[kind] for kind, setting in best.items()},
     )

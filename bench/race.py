@@ -43,7 +43,7 @@ class Race:
     every: int  # batches from one copy to the next
     max_tokens: int
     micro_batch: int  # of TRL, as is the next
-    warmup: int  # steps in which the rate rises
+    warmup: int  # steps in which the rate rises, from 0 in the first
     recipe: dict[str, Any]  # ours, beside what this class says
     problems: int
     samples: int
