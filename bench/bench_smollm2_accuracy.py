@@ -8,7 +8,8 @@ batches of 128 rollouts of its task with the same rewards. A SETTING of TRL is
 RATE[:UPDATES[:PROMPTSxGROUP[:DTYPE]]], where a smaller step, as 8x8, is a share of a batch, and the
 format "autocast" is weights in float32 and arithmetic in bfloat16. Two peers are the best on the
 first seed by the accuracy of the last copies: one of --rates, which differ in the rate alone, and
-one of all. Ours, chosen on other seeds, is 8 prompts x 8 with int8 rollouts; --set changes it.
+one of all. Ours is 8 prompts x 8, chosen on other seeds, with rollouts in the format that is the
+default here and in int8; --set changes both.
 After every batch the weights are kept (see race.py), and the target is three quarters of what TRL
 gains. What stands in --keep is not done again. Writes docs/results/smollm2_accuracy.json, or
 smollm2_accuracy_bf16.json on a processor with that arithmetic.
@@ -36,16 +37,20 @@ RECIPE: dict[str, Any] = {
     "group_size": 8,
     "max_rows": 128,
     "max_batch_tokens": 2048,
-    "rollout_dtype": "int8",
     "optimizer": {"learning_rate": 2e-5, "warmup_steps": 2, "schedule": "linear"},
 }
+FORMATS: dict[str, list[str]] = {"default": [], "int8": ["rollout_dtype=int8"]}  # of ours
 SHARE = 0.75  # of TRL's gain
+
+
+def name_of(side: Setting | list[str], seed: int) -> str:
+    parts = ["trl", side.name] if isinstance(side, Setting) else ["own", *side]
+    return "_".join([*parts, str(seed)])
 
 
 def measure(race: Race, folder: Path, seed: int, side: Setting | list[str]) -> list[Point]:
     """The curve of TRL with a setting or of ours with changes; kept in the folder."""
-    theirs = isinstance(side, Setting)
-    name = "_".join(["trl", side.name] if theirs else ["own", *side]) + f"_{seed}"
+    theirs, name = isinstance(side, Setting), name_of(side, seed)
     kept = folder / f"{name}.json"
     if not kept.exists():
         model, run = cold_start(folder / f"start-{seed}", seed), folder / name
@@ -96,7 +101,7 @@ def main() -> None:
         folder = arguments.keep or Path(temporary)
 
         def points(seed: int, side: Setting | list[str]) -> list[Point]:
-            name = f"{side.name if isinstance(side, Setting) else 'own'}_{seed}"
+            name = name_of(side, seed)
             if name not in raw:
                 raw[name] = measure(race, folder, seed, side)
             return raw[name]
@@ -111,9 +116,11 @@ def main() -> None:
         for seed in arguments.seeds:  # in turn, so that a busy while falls on all
             start = begin(race, folder, seed)
             for kind, setting in best.items():
-                own, peer = points(seed, arguments.changes), points(seed, setting)
-                compared = compare(start, peer, own, [SHARE])
-                found[kind][f"seed_{seed}"] = {"start": round(start, 1)} | compared
+                compared: dict[str, Any] = {"start": round(start, 1)}
+                for name, changes in FORMATS.items():
+                    own = points(seed, [*changes, *arguments.changes])
+                    compared[name] = compare(start, points(seed, setting), own, [SHARE])
+                found[kind][f"seed_{seed}"] = compared
     write_result(
         name_here("smollm2_accuracy"),
         command=command_of(arguments),
