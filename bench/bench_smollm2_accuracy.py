@@ -9,8 +9,7 @@ RATE[:UPDATES[:PROMPTSxGROUP[:DTYPE]]], where a smaller step, as 8x8, is a share
 format "autocast" is weights in float32 and arithmetic in bfloat16. Two peers are the best on the
 first seed by the accuracy of the last copies: one of --rates, which differ in the rate alone, and
 one of all. Ours is 8 prompts x 8, chosen on other seeds, with rollouts in the format that is the
-default here and in int8; --set changes both.
-After every batch the weights are kept (see race.py), and the target is three quarters of what TRL
+default here and in int8; --set changes both. Neither side warms up. After every batch the weights are kept (see race.py), and the target is three quarters of what TRL
 gains. What stands in --keep is not done again. Writes docs/results/smollm2_accuracy.json, or
 smollm2_accuracy_bf16.json on a processor with that arithmetic.
 """
@@ -37,7 +36,7 @@ RECIPE: dict[str, Any] = {
     "group_size": 8,
     "max_rows": 128,
     "max_batch_tokens": 2048,
-    "optimizer": {"learning_rate": 2e-5, "warmup_steps": 2, "schedule": "linear"},
+    "optimizer": {"learning_rate": 2e-5, "warmup_steps": 0, "schedule": "linear"},
 }
 FORMATS: dict[str, list[str]] = {"default": [], "int8": ["rollout_dtype=int8"]}  # of ours
 SHARE = 0.75  # of TRL's gain
