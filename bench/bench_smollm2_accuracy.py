@@ -9,9 +9,10 @@ RATE[:UPDATES[:PROMPTSxGROUP[:DTYPE]]], where a smaller step, as 8x8, is a share
 format "autocast" is weights in float32 and arithmetic in bfloat16. Two peers are the best on the
 first seed by the accuracy of the last copies: one of --rates, which differ in the rate alone, and
 one of all. Ours is 8 prompts x 8, chosen on other seeds, with rollouts in the format that is the
-default here and in int8; --set changes both. Neither side warms up. After every batch the weights are kept (see race.py), and the target is three quarters of what TRL
-gains. What stands in --keep is not done again. Writes docs/results/smollm2_accuracy.json, or
-smollm2_accuracy_bf16.json on a processor with that arithmetic.
+default here and in int8; --set changes both. Neither side warms up. After every batch the weights
+are kept (see race.py), and the target is three quarters of what TRL gains. What stands in --keep is
+not done again. Writes docs/results/smollm2_accuracy.json, or smollm2_accuracy_bf16.json on a
+processor with that arithmetic.
 """
 
 from __future__ import annotations
