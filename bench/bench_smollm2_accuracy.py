@@ -1,7 +1,7 @@
 """Seconds of RL until SmolLM2-135M answers as well as TRL 1.16 makes it, after the same cold start.
 
     python bench/bench_smollm2_accuracy.py [--seeds 0 1] [--rates SETTING ...]
-        [--further SETTING ...] [--set KEY=VALUE ...] [--keep FOLDER]
+        [--further SETTING ...] [--formats FORMAT ...] [--set KEY=VALUE ...] [--keep FOLDER]
 
 Both sides start from the cold start of recipes/smollm2-arithmetic.toml, one a seed, and make four
 batches of 128 rollouts of its task with the same rewards. A SETTING of TRL is
@@ -9,10 +9,10 @@ RATE[:UPDATES[:PROMPTSxGROUP[:DTYPE]]], where a smaller step, as 8x8, is a share
 format "autocast" is weights in float32 and arithmetic in bfloat16. Two peers are the best on the
 first seed by the accuracy of the last copies: one of --rates, which differ in the rate alone, and
 one of all. Ours is 8 prompts x 8, chosen on other seeds, with rollouts in the format that is the
-default here and in int8; --set changes both. Neither side warms up. After every batch the weights
-are kept (see race.py), and the target is three quarters of what TRL gains. What stands in --keep is
-not done again. Writes docs/results/smollm2_accuracy.json, or smollm2_accuracy_bf16.json on a
-processor with that arithmetic.
+default here and in int8; --formats takes one of the two, and --set changes both. Neither side warms
+up. After every batch the weights are kept (see race.py), and the target is three quarters of what
+TRL gains. What stands in --keep is not done again. Writes docs/results/smollm2_accuracy.json, or
+smollm2_accuracy_bf16.json on a processor with that arithmetic.
 """
 
 from __future__ import annotations
@@ -73,7 +73,7 @@ def begin(race: Race, folder: Path, seed: int) -> float:
 def command_of(arguments: argparse.Namespace) -> str:
     """Without --keep, which says where on this machine."""
     parts = ["python", "bench/bench_smollm2_accuracy.py"]
-    defaults = {"seeds": [0, 1], "rates": RATES, "further": FURTHER}
+    defaults = {"seeds": [0, 1], "rates": RATES, "further": FURTHER, "formats": [*FORMATS]}
     for name, default in defaults.items():
         given = getattr(arguments, name)
         parts += [f"--{name}", *map(str, given)] if given != default else []
@@ -85,6 +85,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1])
     parser.add_argument("--rates", nargs="+", default=RATES, metavar="SETTING")
     parser.add_argument("--further", nargs="*", default=FURTHER, metavar="SETTING")
+    parser.add_argument("--formats", nargs="+", choices=FORMATS, default=[*FORMATS])
     parser.add_argument("--set", action="append", default=[], dest="changes", metavar="KEY=VALUE")
     parser.add_argument("--keep", type=Path, help="keep cold starts and curves in this folder")
     arguments = parser.parse_args()
@@ -117,8 +118,8 @@ def main() -> None:
             start = begin(race, folder, seed)
             for kind, setting in best.items():
                 compared: dict[str, Any] = {"start": round(start, 1)}
-                for name, changes in FORMATS.items():
-                    own = points(seed, [*changes, *arguments.changes])
+                for name in arguments.formats:
+                    own = points(seed, [*FORMATS[name], *arguments.changes])
                     compared[name] = compare(start, points(seed, setting), own, [SHARE])
                 found[kind][f"seed_{seed}"] = compared
     write_result(
