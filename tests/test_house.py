@@ -53,6 +53,7 @@ TORCH_ROOMS = (
     "sampling/draw.py",
     "sampling/fused.py",
     "sampling/lean.py",
+    "sampling/lean_blocks.py",
     "sampling/products.py",
     "sampling/scaled.py",
     "sampling/shared_cache.py",
@@ -60,7 +61,9 @@ TORCH_ROOMS = (
     "sampling/stopping.py",
     "sampling/stretch.py",
     "sampling/team.py",
+    "sampling/tiled.py",
     "sampling/triton_kernels.py",
+    "sampling/whole_layers.py",
 )
 TORCH_MODULES = ("torch", "transformers")
 
