@@ -2,7 +2,7 @@
 
     python bench/bench_dash.py [--seeds 0 1 2] [--steps 20]
 
-One GRPO recipe, six ways to do its steps, each adding to the one before:
+One GRPO recipe, seven ways to do its steps, each adding to the one before:
 
     a  the paper's baseline: sampled and trained a micro-batch of 8 rollouts at a time, with a KL
        penalty to a reference model
@@ -11,6 +11,8 @@ One GRPO recipe, six ways to do its steps, each adding to the one before:
     d  they skip the forward passes too
     e  no KL penalty, no reference model
     f  Forethought's own step
+    g  the quickstart's 32 prompts x 4, learned from in two halves, with a rate that falls to a
+       half: twice as many updates, half of the rollouts (chosen on other seeds)
 
 (a) to (e) lay a micro-batch out as TRL 0.16 did: one group padded to its longest rollout, its head
 over every completion position. All use our sampler, with which (a) wastes less than the baseline
@@ -72,8 +74,11 @@ class Way:
     has_kl: bool = False
     is_own: bool = False
     has_hf_sampler: bool = False
+    changes: tuple[str, ...] = ()  # to the recipe
+    updates_per_step: int = 1
 
 
+SMALLER = ("group_size=4", "minibatches=2", "optimizer.schedule=linear")
 WAYS = [
     Way("a", is_ahead=False, skips_backward=False, skips_forward=False, has_kl=True),
     Way("b", skips_backward=False, skips_forward=False, has_kl=True),
@@ -81,6 +86,7 @@ WAYS = [
     Way("d", has_kl=True),
     Way("e"),
     Way("f", is_own=True),
+    Way("g", is_own=True, changes=(*SMALLER, "optimizer.final_fraction=0.5"), updates_per_step=2),
     Way(
         "a_hf",
         is_ahead=False,
@@ -101,7 +107,7 @@ def recipe_of(way: Way, seed: int, steps: int, folder: Path) -> RlRecipe:
             "seed": seed,
             "model": "bundled:seedling",
             "task": "sum+story+equation+rule",
-            "num_steps": steps,
+            "num_steps": steps * way.updates_per_step,
             "prompts_per_step": 32,
             "group_size": 8,
             "max_tokens": 80,
@@ -112,7 +118,8 @@ def recipe_of(way: Way, seed: int, steps: int, folder: Path) -> RlRecipe:
             "transcripts_per_step": 0,
             "optimizer": {"learning_rate": 4e-4, "warmup_steps": 5},
             "reward": {"parts": {"accuracy": 1.0, "format": 0.1}},
-        }
+        },
+        list(way.changes),
     )
     assert isinstance(recipe, RlRecipe), "the recipe above is one of RL"
     return recipe
