@@ -63,7 +63,7 @@ def main() -> None:
     arguments = parser.parse_args()
     base, first = "bundled:seedling", arguments.seeds[0]
     race = Race(
-        task="sum", batch=256, batches=arguments.batches, every=3, max_tokens=80,
+        task="sum", batch=256, batches=arguments.batches, every=3, copies=1, max_tokens=80,
         micro_batch=256, warmup=5, recipe=RECIPE, problems=300, samples=2,
     )  # fmt: skip
     curves: dict[str, list[Point]] = {}
@@ -96,7 +96,7 @@ def main() -> None:
             [Setting.read(text, SHAPE) for text in given]
             for given in (arguments.rates, arguments.further)
         )
-        tried = {setting: final(peer(setting, first)) for setting in [*rates, *further]}
+        tried = {setting: final(race, peer(setting, first)) for setting in [*rates, *further]}
         best = {
             "by_rate": max(rates, key=tried.__getitem__),
             "by_all": max(tried, key=tried.__getitem__),
@@ -104,7 +104,9 @@ def main() -> None:
         found: dict[str, dict[str, Any]] = {kind: {} for kind in best}
         for seed in arguments.seeds:  # in turn, so that a busy while falls on all
             for kind, setting in best.items():
-                found[kind][f"seed_{seed}"] = compare(start, peer(setting, seed), own(seed), SHARES)
+                found[kind][f"seed_{seed}"] = compare(
+                    race, start, peer(setting, seed), own(seed), SHARES
+                )
     summary = {
         "start": round(start, 1),
         "tried": {setting.name: round(value, 1) for setting, value in tried.items()},

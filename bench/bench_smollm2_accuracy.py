@@ -10,9 +10,10 @@ format "autocast" is weights in float32 and arithmetic in bfloat16. Two peers ar
 first seed by the accuracy of the last copies: one of --rates, which differ in the rate alone, and
 one of all. Ours is 8 prompts x 8, chosen on other seeds, with rollouts in the format that is the
 default here and in int8; --formats takes one of the two, and --set changes both. Neither side warms
-up. After every batch the weights are kept (see race.py), and the target is three quarters of what
-TRL gains. What stands in --keep is not done again. Writes docs/results/smollm2_accuracy.json, or
-smollm2_accuracy_bf16.json on a processor with that arithmetic.
+up. The weights are kept after every batch, and after half of one where that is a step (see
+race.py); the target is three quarters of what TRL gains. What stands in --keep is not done again.
+Writes docs/results/smollm2_accuracy.json, or smollm2_accuracy_bf16.json on a processor with that
+arithmetic.
 """
 
 from __future__ import annotations
@@ -90,8 +91,8 @@ def main() -> None:
     parser.add_argument("--keep", type=Path, help="keep cold starts and curves in this folder")
     arguments = parser.parse_args()
     race = Race(
-        task="sum:difficulty=2", batch=128, batches=4, every=1, max_tokens=64, micro_batch=32,
-        warmup=0, recipe=RECIPE, problems=250, samples=2,
+        task="sum:difficulty=2", batch=128, batches=4, every=1, copies=2, max_tokens=64,
+        micro_batch=32, warmup=0, recipe=RECIPE, problems=250, samples=2,
     )  # fmt: skip
     rates, further = (
         [Setting.read(text, SHAPE, DTYPE) for text in given]
@@ -108,7 +109,7 @@ def main() -> None:
             return raw[name]
 
         first = arguments.seeds[0]
-        tried = {setting: final(points(first, setting)) for setting in [*rates, *further]}
+        tried = {setting: final(race, points(first, setting)) for setting in [*rates, *further]}
         best = {
             "by_rate": max(rates, key=tried.__getitem__),
             "by_all": max(tried, key=tried.__getitem__),
@@ -120,7 +121,7 @@ def main() -> None:
                 compared: dict[str, Any] = {"start": round(start, 1)}
                 for name in arguments.formats:
                     own = points(seed, [*FORMATS[name], *arguments.changes])
-                    compared[name] = compare(start, points(seed, setting), own, [SHARE])
+                    compared[name] = compare(race, start, points(seed, setting), own, [SHARE])
                 found[kind][f"seed_{seed}"] = compared
     write_result(
         name_here("smollm2_accuracy"),

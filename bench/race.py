@@ -41,6 +41,7 @@ class Race:
     batch: int  # rollouts
     batches: int
     every: int  # batches from one copy to the next
+    copies: int  # in that time, of a side whose steps allow it
     max_tokens: int
     micro_batch: int  # of TRL, as is the next
     warmup: int  # steps in which the rate rises, from 0 in the first
@@ -51,6 +52,11 @@ class Race:
     def steps_a_batch(self, prompts: int, group: int) -> int:
         assert self.batch % (prompts * group) == 0, "a step is a share of a batch"
         return self.batch // (prompts * group)
+
+    def steps_between(self, steps: int) -> int:
+        """From one copy to the next, of a side that makes a batch in so many."""
+        between = self.every * steps
+        return between // self.copies if between % self.copies == 0 else between
 
 
 @dataclass(frozen=True)
@@ -78,23 +84,28 @@ class Setting:
 
 def train_peer(
     race: Race, setting: Setting, model: Path, seed: int, folder: Path
-) -> dict[int, float]:
+) -> dict[float, float]:
     """Seconds of TRL's training until each copy, by its batch."""
     steps = race.steps_a_batch(setting.prompts, setting.group)
     until = train_trl(
-        model, race.task, setting.rate, seed, race.batches * steps, race.every * steps, folder,
+        model, race.task, setting.rate, seed, race.batches * steps,
+        race.steps_between(steps), folder,
         "--updates", setting.updates, "--prompts", setting.prompts, "--group", setting.group,
         "--max-tokens", race.max_tokens, "--micro-batch", race.micro_batch,
         "--dtype", setting.dtype, "--warmup", race.warmup,
     )  # fmt: skip
     for step in until:
-        (folder / f"step-{step}").rename(folder / f"batch-{step // steps}")
-    return {step // steps: seconds for step, seconds in until.items()}
+        (folder / f"step-{step}").rename(copy_of(folder, step / steps))
+    return {step / steps: seconds for step, seconds in until.items()}
+
+
+def copy_of(folder: Path, batch: float) -> Path:
+    return folder / f"batch-{batch:g}"
 
 
 def train_own(
     race: Race, model: str, seed: int, folder: Path, changes: Sequence[str]
-) -> dict[int, float]:
+) -> dict[float, float]:
     """Seconds of our training until each copy, by its batch."""
     given = {
         "stage": "rl",
@@ -117,13 +128,13 @@ def train_own(
         learner = build_learner(recipe, run)
         keep_pages(learner.policy)  # as a run does
         start_or_resume(learner, run, 0)
-        for batch in range(1, race.batches + 1):
+        for update in range(1, recipe.num_steps + 1):
             began = time.perf_counter()
-            for update in range(updates):
-                train_step(learner, run, (batch - 1) * updates + update + 1)
+            train_step(learner, run, update)
             spent += time.perf_counter() - began
-            if batch % race.every == 0:
-                save_model(learner.policy, learner.tokenizer, folder / f"batch-{batch}")
+            if update % race.steps_between(updates) == 0:
+                batch = update / updates
+                save_model(learner.policy, learner.tokenizer, copy_of(folder, batch))
                 seconds[batch] = spent
     return seconds
 
@@ -144,11 +155,11 @@ def accuracy_of(race: Race, model: Path, base: str) -> float:
     return 100 * sum(scores) / len(scores)
 
 
-def curve(race: Race, folder: Path, seconds: dict[int, float], base: str) -> list[Point]:
+def curve(race: Race, folder: Path, seconds: dict[float, float], base: str) -> list[Point]:
     """The copies' accuracy; they are deleted."""
     points = []
     for batch, spent in seconds.items():
-        copy = folder / f"batch-{batch}"
+        copy = copy_of(folder, batch)
         accuracy = accuracy_of(race, copy, base)
         points.append({"batch": batch, "seconds": spent, "accuracy": accuracy})
         shutil.rmtree(copy)
@@ -165,17 +176,19 @@ def reached(points: list[Point], target: float) -> float | None:
     return found
 
 
-def final(points: list[Point]) -> float:
-    """The accuracy of the last three points."""
-    return statistics.mean(point["accuracy"] for point in points[-3:])
+def final(race: Race, points: list[Point]) -> float:
+    """The mean accuracy of the copies of the last batches, so many as from one to the fourth."""
+    since = points[-1]["batch"] - 3 * race.every
+    return statistics.mean(point["accuracy"] for point in points if point["batch"] > since)
 
 
 def compare(
-    start: float, peer: list[Point], own: list[Point], shares: Sequence[float]
+    race: Race, start: float, peer: list[Point], own: list[Point], shares: Sequence[float]
 ) -> dict[str, Any]:
     """Seconds of both sides until each share of the peer's gain, and their ratio."""
-    gain = final(peer) - start
-    result: dict[str, Any] = {"trl_final": round(final(peer), 1), "own_final": round(final(own), 1)}
+    ends = final(race, peer), final(race, own)
+    gain = ends[0] - start
+    result: dict[str, Any] = {"trl_final": round(ends[0], 1), "own_final": round(ends[1], 1)}
     batches = [round(side[-1]["seconds"] / side[-1]["batch"], 3) for side in (peer, own)]
     result |= {"trl_batch_seconds": batches[0], "own_batch_seconds": batches[1]}
     for share in shares:

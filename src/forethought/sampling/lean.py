@@ -69,7 +69,7 @@ class LeanModel:
         self, cache: SharedCache, token_ids: Sequence[int], lengths: Sequence[int]
     ) -> Tensor:
         """Feed one token a live row, which stands at position lengths[r]: logits (n, V)."""
-        groups, prompt_lengths, own_lengths = cache.seats(lengths)
+        groups, prompt_lengths, seats, own_lengths = cache.seats(lengths)
         cos, sin = self._rotation(cache.max_columns)
         step = Step(
             prompts=cache.prompts,
@@ -79,7 +79,7 @@ class LeanModel:
             positions=np.array(lengths, dtype=np.int64),
             groups=groups,
             prompt_lengths=prompt_lengths,
-            seats=np.arange(len(lengths)),
+            seats=seats,
             own_lengths=own_lengths,
             num_seen=sum(lengths) + len(lengths),
         )

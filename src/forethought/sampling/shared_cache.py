@@ -1,15 +1,14 @@
 """A key-value cache in two parts: prompts, one copy for all siblings, and what each row sampled.
 
-A group is a prompt that has live rows; when its last row leaves, the last group takes its place.
-Own keys and values stand by row, as in `SlotCache`: live rows are 0..n-1, and when one leaves the
-last live row moves into its place.
+A group is a prompt that has live rows. Live rows are 0..n-1, as in `SlotCache`, and when one leaves
+the last live row takes its number; but nothing is copied: a row stays in its seat, as a group does,
+and a free one is taken again.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import Literal, NamedTuple
 
 import numpy as np
@@ -25,7 +24,6 @@ Prompt = tuple[int, ...]
 Numbers = NDArray[np.float32] | NDArray[np.uint16]  # of bfloat16, the upper half of a float32
 Indices = NDArray[np.int64]
 Form = Literal["float32", "bfloat16"]
-_FIRST_GROUPS = 8  # room for so many at first; it doubles when they are full
 
 
 class Table(NamedTuple):
@@ -100,74 +98,56 @@ class SharedCache:
     ) -> None:
         self.max_rows = max_rows
         self.max_columns = round_up(prompt_columns) + round_up(own_columns)  # that a row sees
-        self._room = partial(Table.room, model, columns=prompt_columns, form=form)
         self.own = Table.room(model, max_rows, own_columns, form)
-        self.prompts = self._room(min(max_rows, _FIRST_GROUPS))
-        self._groups: list[Prompt] = []
-        self._place: dict[Prompt, int] = {}  # of each prompt in _groups
-        self._num_members: list[int] = []  # rows of each group
-        self._group_of: list[int] = []  # of each live row
+        self.prompts = Table.room(model, max_rows, prompt_columns, form)  # untouched, it is nothing
+        self._seats: list[int] = []  # in `own`, of each live row
+        self._groups: list[int] = []  # in `prompts`, of each live row
+        self._free_seats = [*reversed(range(max_rows))]
+        self._free_groups = [*reversed(range(max_rows))]
+        self._place: dict[Prompt, int] = {}  # of each group that has rows
+        self._prompts: list[Prompt] = [()] * max_rows  # of the groups
+        self._num_members = [0] * max_rows
 
     def join(self, row: int, prompt: Prompt, prefill: Prefill | Read) -> None:
         """Row `row`, the next free one, begins behind `prompt`."""
-        assert row == len(self._group_of)
+        assert row == len(self._seats)
         if prompt not in self._place:
             self._add_group(prompt, prefill)
         group = self._place[prompt]
         self._num_members[group] += 1
-        self._group_of.append(group)
+        self._groups.append(group)
+        self._seats.append(self._free_seats.pop())
 
     def _add_group(self, prompt: Prompt, prefill: Prefill | Read) -> None:
-        group = len(self._groups)
-        if group == self.prompts.keys.shape[1]:
-            self._grow(min(2 * group, self.max_rows))
-        self._groups.append(prompt)
+        group = self._free_groups.pop()
+        self._prompts[group] = prompt
         self._place[prompt] = group
-        self._num_members.append(0)
         if isinstance(prefill, Read):
             self.prompts.copy(prefill.table, 0, group, len(prompt))
         else:
             for layer, (keys, values) in enumerate(prefill.layers):
                 self.prompts.fill(layer, group, keys, values)
 
-    def _grow(self, count: int) -> None:
-        """Room for `count` prompts."""
-        before, self.prompts = self.prompts, self._room(count)
-        for old, new in zip(before, self.prompts, strict=True):
-            new[:, : old.shape[1]] = old
-
     def leave(self, row: int, length: int) -> None:
-        """Row `row` ends; the last live row, which has `length` tokens in all, takes its place."""
-        last = len(self._group_of) - 1
-        group = self._group_of[row]
-        if last != row:
-            moved = self._group_of[last]
-            self.own.copy(self.own, last, row, length - len(self._groups[moved]))
-            self._group_of[row] = moved
-        self._group_of.pop()
+        """Row `row` ends; the last live row takes its number. Its `length` matters where it is
+        copied."""
+        group = self._groups[row]
+        self._free_seats.append(self._seats[row])
+        for numbers in (self._seats, self._groups):
+            numbers[row] = numbers[-1]
+            numbers.pop()
         self._num_members[group] -= 1
         if not self._num_members[group]:
-            self._drop_group(group)
+            del self._place[self._prompts[group]]
+            self._free_groups.append(group)
 
-    def _drop_group(self, group: int) -> None:
-        last = len(self._groups) - 1
-        del self._place[self._groups[group]]
-        if group != last:
-            self.prompts.copy(self.prompts, last, group, len(self._groups[last]))
-            self._group_of = [group if g == last else g for g in self._group_of]
-            self._groups[group] = self._groups[last]
-            self._num_members[group] = self._num_members[last]
-            self._place[self._groups[last]] = group
-        self._groups.pop()
-        self._num_members.pop()
-
-    def seats(self, lengths: Sequence[int]) -> tuple[Indices, Indices, Indices]:
+    def seats(self, lengths: Sequence[int]) -> tuple[Indices, Indices, Indices, Indices]:
         """Where row r, whose next token stands at position lengths[r], prompt included, finds what
-        it attends to: its group, its prompt's length, and how many own tokens it has with the next.
-        Each (n,)."""
-        groups = np.array(self._group_of, dtype=np.int64)
-        prompts = np.array([len(prompt) for prompt in self._groups], dtype=np.int64)[groups]
-        return groups, prompts, np.array(lengths, dtype=np.int64) - prompts + 1
+        it attends to: its group, its prompt's length, its seat, and how many own tokens it has with
+        the next. Each (n,)."""
+        prompts = np.array([len(self._prompts[group]) for group in self._groups], dtype=np.int64)
+        own_lengths = np.array(lengths, dtype=np.int64) - prompts + 1
+        return np.array(self._groups), prompts, np.array(self._seats), own_lengths
 
 
 def _whole(count: int, size: int) -> int:
