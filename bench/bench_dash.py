@@ -46,6 +46,7 @@ from forethought.models.pages import keep_pages
 from forethought.run import Run
 from forethought.schema import RlRecipe
 from forethought.training.algorithms import ALGORITHMS
+from forethought.training.held import updates_per_batch
 from forethought.training.learner import Learner, build_learner, check_rl
 from forethought.training.losses import kl_penalty, token_weights
 from forethought.training.rl import start_or_resume, train_step
@@ -75,10 +76,14 @@ class Way:
     is_own: bool = False
     has_hf_sampler: bool = False
     changes: tuple[str, ...] = ()  # to the recipe
-    updates_per_step: int = 1
 
 
-SMALLER = ("group_size=4", "minibatches=2", "optimizer.schedule=linear")
+SMALLER = (
+    "group_size=4",
+    "minibatches=2",
+    "optimizer.schedule=linear",
+    "optimizer.final_fraction=0.5",
+)
 WAYS = [
     Way("a", is_ahead=False, skips_backward=False, skips_forward=False, has_kl=True),
     Way("b", skips_backward=False, skips_forward=False, has_kl=True),
@@ -86,7 +91,7 @@ WAYS = [
     Way("d", has_kl=True),
     Way("e"),
     Way("f", is_own=True),
-    Way("g", is_own=True, changes=(*SMALLER, "optimizer.final_fraction=0.5"), updates_per_step=2),
+    Way("g", is_own=True, changes=SMALLER),
     Way(
         "a_hf",
         is_ahead=False,
@@ -107,7 +112,7 @@ def recipe_of(way: Way, seed: int, steps: int, folder: Path) -> RlRecipe:
             "seed": seed,
             "model": "bundled:seedling",
             "task": "sum+story+equation+rule",
-            "num_steps": steps * way.updates_per_step,
+            "num_steps": steps,
             "prompts_per_step": 32,
             "group_size": 8,
             "max_tokens": 80,
@@ -122,7 +127,7 @@ def recipe_of(way: Way, seed: int, steps: int, folder: Path) -> RlRecipe:
         list(way.changes),
     )
     assert isinstance(recipe, RlRecipe), "the recipe above is one of RL"
-    return recipe
+    return recipe.model_copy(update={"num_steps": steps * updates_per_batch(recipe)})
 
 
 class Clock:

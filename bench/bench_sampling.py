@@ -1,6 +1,6 @@
 """Sampled tokens per second on SmolLM2-135M against transformers.generate and vLLM.
 
-    python bench/bench_sampling.py [--repeats 3] [--quick]
+    python bench/bench_sampling.py [--repeats 3] [--full] [--quick]
 
 16 prompts of 80 random tokens x 8 siblings; `fixed`: 128 tokens each; `ragged`: lengths drawn once,
 geometric with a mean of 64, at most 256. No token ends a row early, so every side samples equally

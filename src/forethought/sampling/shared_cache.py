@@ -129,8 +129,8 @@ class SharedCache:
                 self.prompts.fill(layer, group, keys, values)
 
     def leave(self, row: int, length: int) -> None:
-        """Row `row` ends; the last live row takes its number. Its `length` matters where it is
-        copied."""
+        """Row `row` ends; the last live row, of that `length`, takes its number. Only a cache that
+        copies it, as `SlotCache` does, needs to know the length."""
         group = self._groups[row]
         self._free_seats.append(self._seats[row])
         for numbers in (self._seats, self._groups):
