@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from forethought.sampling.kernels import as_float, compiled, exponential, in_order
+from forethought.sampling.kernels import as_float, compiled, exponential, in_order, summing
 from forethought.sampling.team import share_out
 
 _BLOCK = 256
@@ -65,7 +65,7 @@ def _largest(row: Any) -> Any:
     return as_float(in_order(top)) if num_odd == 0 else np.float32(np.nan)
 
 
-@compiled
+@summing
 def _sum(block: Any, top: Any, factor: Any) -> Any:
     """The weights of a block's tokens together, where the likeliest token of the row weighs 1."""
     total = _ZERO

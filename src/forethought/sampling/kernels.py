@@ -32,8 +32,8 @@ from forethought.sampling.scaled import ZERO
 from forethought.sampling.team import share_out
 
 Kernel = TypeVar("Kernel", bound=Callable[..., Any])
-# Sums may be reordered, so that they run in vector registers; what is not a number stays one.
-_FASTMATH = {"nsz", "arcp", "contract", "reassoc"}
+# Multiply and add may be one; what is not a number stays one.
+_FASTMATH = {"nsz", "contract"}
 _ZERO, _ONE, _HALF = np.float32(0.0), np.float32(1.0), np.float32(0.5)
 _SMALLEST = np.float32(1e-12)
 _SOURCES = (
@@ -43,9 +43,8 @@ _SOURCES = (
     *("training/passes", "training/strip_attention", "training/strip_rows"),
 )
 OPTIONS: dict[str, Any] = {"fastmath": _FASTMATH, "error_model": "numpy"}
-
-
 PART: dict[str, Any] = OPTIONS | {"forceinline": True}
+SUM: dict[str, Any] = PART | {"fastmath": _FASTMATH | {"reassoc"}}
 
 
 def compiled(function: Kernel) -> Kernel:
@@ -59,6 +58,13 @@ def part(function: Kernel) -> Kernel:
     kernel or the part's own could be found, and which it is depends on what was on disk; as sums
     may be reordered, they need not give the same bits."""
     return _kept(function, PART)
+
+
+def summing(function: Kernel) -> Kernel:
+    """A part that only sums up, in any order, so that it runs in vector registers. It must write to
+    no array: of a loop that does, there is a version for arrays that lie close together in memory,
+    and where they lie differs from one process to the next; another order is other bits."""
+    return _kept(function, SUM)
 
 
 def _kept(function: Kernel, options: dict[str, Any]) -> Kernel:
@@ -188,13 +194,19 @@ def _store(row: Any, out: Any) -> Any:
     return as_float32 if out.dtype == types.float32 else as_bfloat16
 
 
+@summing
+def dot(x: Any, y: Any) -> Any:
+    """The sum of x * y, both (D,), in float32."""
+    total = _ZERO
+    for i in range(len(x)):
+        total += x[i] * y[i]
+    return total
+
+
 @compiled
 def rms_norm(x: Any, weight: Any, epsilon: Any, out: Any) -> None:
     """RMSNorm (arXiv 1910.07467) of x (D,) into out (D,), which may be x."""
-    total = _ZERO
-    for i in range(len(x)):
-        total += x[i] * x[i]
-    factor = _ONE / math.sqrt(total / np.float32(len(x)) + epsilon)
+    factor = _ONE / math.sqrt(dot(x, x) / np.float32(len(x)) + epsilon)
     for i in range(len(x)):
         out[i] = x[i] * factor * weight[i]
 

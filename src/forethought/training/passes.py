@@ -13,7 +13,15 @@ from typing import Any
 
 import numpy as np
 
-from forethought.sampling.kernels import compiled, exponential, part, store, take
+from forethought.sampling.kernels import (
+    compiled,
+    dot,
+    exponential,
+    part,
+    store,
+    summing,
+    take,
+)
 from forethought.sampling.team import share_out
 
 _ZERO, _ONE = np.float32(0.0), np.float32(1.0)
@@ -32,10 +40,7 @@ def _norm(x: Any, weight: Any, epsilon: Any, out: Any, factors: Any, start: int,
     width = x.shape[1]
     row = np.empty(width, np.float32)
     for r in range(start, stop):
-        total = _ZERO
-        for i in range(width):
-            total += x[r, i] * x[r, i]
-        factor = _ONE / math.sqrt(total / np.float32(width) + epsilon)
+        factor = _ONE / math.sqrt(dot(x[r], x[r]) / np.float32(width) + epsilon)
         factors[r] = factor
         for i in range(width):
             row[i] = x[r, i] * factor * weight[i]
@@ -70,14 +75,20 @@ def _norm_back(
         to_weight[chunk] = _ZERO
         for r in range(chunk * ROWS_TOGETHER, min(rows, (chunk + 1) * ROWS_TOGETHER)):
             take(gradient, r, row)
-            factor, total = factors[r], _ZERO
+            factor = factors[r]
+            back = _dot_3(row, weight, x[r]) * factor / np.float32(width) * factor
             for i in range(width):
-                share = row[i] * x[r, i] * factor
-                to_weight[chunk, i] += share
-                total += share * weight[i]
-            back = total / np.float32(width) * factor
-            for i in range(width):
+                to_weight[chunk, i] += row[i] * x[r, i] * factor
                 to_x[r, i] = factor * (row[i] * weight[i] - x[r, i] * back)
+
+
+@summing
+def _dot_3(x: Any, y: Any, z: Any) -> Any:
+    """The sum of x * y * z, all (D,), in float32."""
+    total = _ZERO
+    for i in range(len(x)):
+        total += x[i] * y[i] * z[i]
+    return total
 
 
 @compiled
