@@ -18,7 +18,7 @@ from numba.core import cgutils
 from numba.extending import intrinsic, overload
 
 from forethought.sampling.kernels import compiled, largest, to_bfloat16
-from forethought.sampling.lanes import processor_has, row_at, spread
+from forethought.sampling.lanes import fetch, processor_has, row_at, spread
 from forethought.sampling.scaled import ZERO
 from forethought.sampling.team import share_out
 
@@ -52,17 +52,19 @@ def _tile(
     scales: Any,
     out: Any,
     column: Any,
+    ahead: Any,
 ) -> Any:
     """out[r, column:][:PANEL] = (dot of row r with the panel - offsets) * factors * scales[r] +
     biases, for as many rows from `first` on as `rows` is long.
 
     inputs: (n, W) words of 4 bytes, as int32 where they are bytes, as uint32 where bfloat16; panel:
-    (W, PANEL) such words; offsets int32, factors, biases: (PANEL,); scales: (n,); out: (n, N).
+    (W, PANEL) such words; offsets int32, factors, biases: (PANEL,); scales: (n,); out: (n, N);
+    ahead: the panel that is next and a quarter of it (0 to 3) that is fetched meanwhile, or ().
     """
     count = len(rows)
     is_bytes = inputs.dtype == types.int32
     signature = types.void(
-        rows, inputs, first, panel, offsets, factors, biases, scales, out, column
+        rows, inputs, first, panel, offsets, factors, biases, scales, out, column, ahead
     )
 
     def body(context: Any, b: Any, signature: Any, values: Any) -> Any:
@@ -77,8 +79,14 @@ def _tile(
         sums = [[cgutils.alloca_once(b, _WORDS) for _ in range(4)] for _ in rows]
         for total in (total for totals in sums for total in totals):
             b.store(_ZEROS, total)
+        if len(ahead):
+            following, quarter = cgutils.unpack_tuple(b, values[10])
+            coming = row_at(b, context.make_array(ahead[0])(context, b, following))
+            coming = b.gep(coming, [b.mul(quarter, b.mul(num_words, _INT(_LANES)))])
         with cgutils.for_range(b, num_words) as loop:
             words = row_at(b, arrays[3], loop.index)
+            if len(ahead):
+                fetch(b, b.gep(coming, [b.mul(loop.index, _INT(_LANES))]))
             weights = [_load(b, words, v, _WORDS) for v in range(4)]
             for row, totals in zip(input_rows, sums, strict=True):
                 given = spread(b, b.load(b.gep(row, [loop.index])), _WORDS.count)
@@ -133,6 +141,7 @@ def multiply(
     With few rows every thread should read its own share of the weights, which is what takes time
     then. With many it should have its own rows (`by_rows`), as in the passes between two products,
     so that what one thread wrote is not read by another, from whose cache it would have to come.
+    Its first tiles of a panel fetch the next one then: multiplying takes as long as reading it.
     """
     arguments = (by_rows, inputs, panels, offsets, factors, biases, scales, out)
     share_out(multiply_rows, arguments, len(inputs) if by_rows else len(panels), num_threads)
@@ -157,19 +166,24 @@ def multiply_rows(
     for p in range(first_panel, end):
         w, o, f, b, c = panels[p], offsets[p], factors[p], biases[p], p * PANEL
         r = first_row
+        if n - r >= 4 * _ROWS:
+            ahead = panels[min(p + 1, end - 1)]
+            for quarter in range(4):
+                _tile((0, 0, 0, 0, 0, 0), inputs, r, w, o, f, b, scales, out, c, (ahead, quarter))
+                r += _ROWS
         while n - r >= _ROWS:
-            _tile((0, 0, 0, 0, 0, 0), inputs, r, w, o, f, b, scales, out, c)
+            _tile((0, 0, 0, 0, 0, 0), inputs, r, w, o, f, b, scales, out, c, ())
             r += _ROWS
         if n - r == 5:
-            _tile((0, 0, 0, 0, 0), inputs, r, w, o, f, b, scales, out, c)
+            _tile((0, 0, 0, 0, 0), inputs, r, w, o, f, b, scales, out, c, ())
         elif n - r == 4:
-            _tile((0, 0, 0, 0), inputs, r, w, o, f, b, scales, out, c)
+            _tile((0, 0, 0, 0), inputs, r, w, o, f, b, scales, out, c, ())
         elif n - r == 3:
-            _tile((0, 0, 0), inputs, r, w, o, f, b, scales, out, c)
+            _tile((0, 0, 0), inputs, r, w, o, f, b, scales, out, c, ())
         elif n - r == 2:
-            _tile((0, 0), inputs, r, w, o, f, b, scales, out, c)
+            _tile((0, 0), inputs, r, w, o, f, b, scales, out, c, ())
         elif n - r == 1:
-            _tile((0,), inputs, r, w, o, f, b, scales, out, c)
+            _tile((0,), inputs, r, w, o, f, b, scales, out, c, ())
 
 
 @compiled
