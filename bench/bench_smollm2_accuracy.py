@@ -5,13 +5,14 @@
 
 Both sides start from the cold start of recipes/smollm2-arithmetic.toml, one a seed, and make four
 batches of 128 rollouts of its task with the same rewards. A SETTING of TRL is
-RATE[:UPDATES[:PROMPTSxGROUP[:DTYPE]]], where a smaller step, as 8x8, is a share of a batch, and the
-format "autocast" is weights in float32 and arithmetic in bfloat16. Two peers are the best on the
-first seed by the accuracy of the last copies: one of --rates, which differ in the rate alone, and
-one of all. Ours is 8 prompts x 8, chosen on other seeds, with rollouts in the format that is the
-default here and in int8; --formats takes one of the two, and --set changes both. Neither side warms
-up. The weights are kept after every batch, and after half of one where that is a step (see
-race.py); the target is three quarters of what TRL gains. What stands in --keep is not done again.
+RATE[:UPDATES[:PROMPTSxGROUP[:DTYPE[:LAYERS]]]], where a smaller step, as 8x8, is a share of a
+batch, the format "autocast" is weights in float32 and arithmetic in bfloat16, and with LAYERS only
+the last ones learn. Two peers are the best on the first seed by the accuracy of the last copies:
+one of --rates, which differ in the rate alone, and one of all. Ours is 8 prompts x 8 with the last
+10 of 30 layers learning, chosen on other seeds, with rollouts in the format that is the default
+here and in int8; --formats takes one of the two, and --set changes both. Neither side warms up. The
+weights are kept after every batch, and after half of one where that is a step (see race.py); the
+target is three quarters of what TRL gains. What stands in --keep is not done again.
 Writes docs/results/smollm2_accuracy.json, or smollm2_accuracy_bf16.json on a processor with that
 arithmetic.
 """
@@ -31,14 +32,16 @@ from race import Point, Race, Setting, accuracy_of, compare, curve, final, train
 from record import write_result
 
 RATES = ["1e-5", "2e-5", "5e-5"]
-FURTHER = ["2e-5:1:8x8"]
 SHAPE, DTYPE = "16x8", "autocast" if is_bf16() else "float32"
+LAYERS = 10
+FURTHER = ["2e-5:1:8x8", f"4e-5:1:{SHAPE}:{DTYPE}:{LAYERS}"]
 RECIPE: dict[str, Any] = {
     "prompts_per_step": 8,
     "group_size": 8,
     "max_rows": 128,
     "max_batch_tokens": 2048,
-    "optimizer": {"learning_rate": 2e-5, "warmup_steps": 0, "schedule": "linear"},
+    "trained_layers": LAYERS,
+    "optimizer": {"learning_rate": 4e-5, "warmup_steps": 0, "schedule": "linear"},
 }
 FORMATS: dict[str, list[str]] = {"default": [], "int8": ["rollout_dtype=int8"]}  # of ours
 SHARE = 0.75  # of TRL's gain

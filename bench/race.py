@@ -61,25 +61,28 @@ class Race:
 
 @dataclass(frozen=True)
 class Setting:
-    """One of TRL's: RATE[:UPDATES[:PROMPTSxGROUP[:DTYPE]]]; a step is a batch or a share of one."""
+    """One of TRL's: RATE[:UPDATES[:PROMPTSxGROUP[:DTYPE[:LAYERS]]]]; a step is a batch or a share
+    of one, and with so many LAYERS only the last ones learn."""
 
     rate: str
     updates: str
     prompts: int
     group: int
     dtype: str
+    layers: str = ""
 
     @staticmethod
     def read(text: str, shape: str, dtype: str = "float32") -> Setting:
         """`shape` and `dtype` where the text has none."""
         given = text.split(":")
-        rate, updates, shape, dtype = given + ["", "1", shape, dtype][len(given) :]
+        rate, updates, shape, dtype, layers = given + ["", "1", shape, dtype, ""][len(given) :]
         prompts, group = shape.split("x")
-        return Setting(rate, updates, int(prompts), int(group), dtype)
+        return Setting(rate, updates, int(prompts), int(group), dtype, layers)
 
     @property
     def name(self) -> str:
-        return f"{self.rate}_{self.updates}_{self.prompts}x{self.group}_{self.dtype}"
+        last = f"_last{self.layers}" if self.layers else ""
+        return f"{self.rate}_{self.updates}_{self.prompts}x{self.group}_{self.dtype}{last}"
 
 
 def train_peer(
@@ -93,6 +96,7 @@ def train_peer(
         "--updates", setting.updates, "--prompts", setting.prompts, "--group", setting.group,
         "--max-tokens", race.max_tokens, "--micro-batch", race.micro_batch,
         "--dtype", setting.dtype, "--warmup", race.warmup,
+        *(["--layers", setting.layers] if setting.layers else []),
     )  # fmt: skip
     for step in until:
         (folder / f"step-{step}").rename(copy_of(folder, step / steps))

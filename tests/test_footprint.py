@@ -9,6 +9,7 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM, Qwen2Config, Qwen2ForCausalLM
 
 from forethought.machine import describe_machine, free_memory_bytes
+from forethought.models.trained_layers import train_last
 from forethought.schema import Optimizer
 from forethought.training.batch import batch_logprobs, pack_batches
 from forethought.training.footprint import Footprint, footprint
@@ -54,10 +55,12 @@ SHAPES: list[dict[str, int]] = [
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("shape", SHAPES, ids=lambda s: f"{s['hidden_size']}x{s['vocab_size']}")
 @pytest.mark.parametrize("siblings", [1, 8, 30])
+@pytest.mark.parametrize("trained_layers", [None, 1])
 def test_activations_are_what_autograd_keeps(
-    siblings: int, shape: dict[str, int], family: str
+    trained_layers: int | None, siblings: int, shape: dict[str, int], family: str
 ) -> None:
     model = model_of(family, **shape)
+    train_last(model, trained_layers)
     rows = [
         Row(
             token_ids=[3 + (7 * i * (j >= PROMPT) + j) % 200 for j in range(LENGTH)],

@@ -2,12 +2,13 @@
 
     .bench/trl/bin/python bench/peers/trl_train.py MODEL TASK LEARNING_RATE SEED STEPS EVERY FOLDER
         [--prompts 32] [--group 8] [--max-tokens 80] [--micro-batch 256] [--dtype float32]
-        [--updates 1] [--warmup 5]
+        [--updates 1] [--warmup 5] [--layers N]
 
 Run by race.py and bench_smollm2_step.py in an environment with trl 1.16.0 and
 PYTHONPATH=src: examples and rewards are Forethought's own. A step is a batch of rollouts, with so
-many updates each. The dtype "autocast" is weights in float32 and arithmetic in bfloat16. Writes
-FOLDER/step-N and prints a JSON line with the seconds until each.
+many updates each. The dtype "autocast" is weights in float32 and arithmetic in bfloat16; with
+--layers only the last N learn. Writes FOLDER/step-N and prints a JSON line with the seconds until
+each.
 """
 
 from __future__ import annotations
@@ -19,10 +20,11 @@ from pathlib import Path
 
 import torch
 from datasets import Dataset
-from transformers import TrainerCallback
+from transformers import AutoModelForCausalLM, TrainerCallback
 from trl import GRPOConfig, GRPOTrainer
 
 from forethought.grading.rewards import load_reward, score_rollouts
+from forethought.models.trained_layers import train_last
 from forethought.tasks.base import load_task
 
 
@@ -57,6 +59,7 @@ def read_options() -> argparse.Namespace:
     parser.add_argument("--dtype", default="float32")
     parser.add_argument("--updates", type=int, default=1)
     parser.add_argument("--warmup", type=int, default=5)
+    parser.add_argument("--layers", type=int)
     return parser.parse_args()
 
 
@@ -76,10 +79,11 @@ def main() -> None:
     micro_batch = min(options.micro_batch, rollouts // options.updates)
     accumulated = rollouts // options.updates // micro_batch
     autocast = options.dtype == "autocast"
+    dtype = "float32" if autocast else options.dtype
     keep = Keep(Path(options.folder), options.every, options.updates)
     config = GRPOConfig(
         output_dir=options.folder,
-        model_init_kwargs={"dtype": "float32" if autocast else options.dtype},
+        model_init_kwargs=None if options.layers else {"dtype": dtype},
         use_cpu=not torch.cuda.is_available(),
         bf16=autocast,
         gradient_checkpointing=False,
@@ -102,8 +106,12 @@ def main() -> None:
     torch.backends.cuda.enable_cudnn_sdp(False)
     prompts = [[dict(message) for message in example.messages] for example in examples]
     data = Dataset.from_dict({"prompt": prompts, "place": list(range(len(examples)))})
+    model = options.model
+    if options.layers:
+        model = AutoModelForCausalLM.from_pretrained(model, dtype=dtype)
+        train_last(model, options.layers)
     trainer = GRPOTrainer(
-        model=options.model, reward_funcs=reward, args=config, train_dataset=data, callbacks=[keep]
+        model=model, reward_funcs=reward, args=config, train_dataset=data, callbacks=[keep]
     )
     trainer.train()
     print(json.dumps(keep.seconds))

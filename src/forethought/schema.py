@@ -22,12 +22,20 @@ from forethought.schema_tables import (
 DType = Literal["auto", "float32", "bfloat16"]
 
 
-def _refuse_muon(optimizer: Optimizer, lora: Lora | None) -> None:
-    """Muon's step is made for a whole matrix, not for the factors of one."""
-    if lora is not None and optimizer.muon_learning_rate is not None:
+def _refuse_beside(lora: Lora | None, optimizer: Optimizer, trained_layers: int | None) -> None:
+    """Muon's step is made for a whole matrix, not for the factors of one; and where an adapter
+    learns, no layer does."""
+    if lora is None:
+        return
+    if optimizer.muon_learning_rate is not None:
         raise ValueError(
             f"optimizer.muon_learning_rate={optimizer.muon_learning_rate} is not for adapters; "
             "leave it or [lora] out"
+        )
+    if trained_layers is not None:
+        raise ValueError(
+            f"trained_layers={trained_layers} is not for adapters, which leave the layers as they "
+            "are; leave it or [lora] out"
         )
 
 
@@ -89,7 +97,8 @@ class SftRecipe(RecipeBase):
     data: str | None = None
     """JSONL of {"prompt", "completion"} (TRL's prompt-completion format)."""
     lora: Lora | None = None
-    """None trains every weight of the model."""
+    trained_layers: PositiveInt | None = None
+    """So many of the last layers learn; None: every weight of the model."""
 
     @model_validator(mode="after")
     def _one_source(self) -> SftRecipe:
@@ -101,7 +110,7 @@ class SftRecipe(RecipeBase):
 
     @model_validator(mode="after")
     def _adapter_fits(self) -> SftRecipe:
-        _refuse_muon(self.optimizer, self.lora)
+        _refuse_beside(self.lora, self.optimizer, self.trained_layers)
         return self
 
 
@@ -167,6 +176,8 @@ class RlRecipe(RecipeBase):
     """Share of the tokens, those of highest entropy, that carry the policy gradient."""
     mask_truncated: bool = False
     lora: Lora | None = None
+    trained_layers: PositiveInt | None = None
+    """So many of the last layers learn; None: every weight of the model."""
     reward: Reward = Reward()
     select: Select = Select()
     preflight_problems: Annotated[int, Field(ge=0)] = 8
@@ -213,7 +224,7 @@ class RlRecipe(RecipeBase):
 
     @model_validator(mode="after")
     def _adapter_fits(self) -> RlRecipe:
-        _refuse_muon(self.optimizer, self.lora)
+        _refuse_beside(self.lora, self.optimizer, self.trained_layers)
         if self.lora is not None and self.lora.dropout:
             raise ValueError(
                 f"lora.dropout={self.lora.dropout} would train another policy than the one that "

@@ -14,7 +14,8 @@ much. With lean layers (`training/lean_layers.py`) a block keeps less, and nothi
 
                   6 * width + 3 * inner width + 2 * width of keys + 2 * width of a head + heads
 
-Weights, the sampler and the reference are there already when the estimate is made.
+Only blocks from the first that learns on keep anything. Weights, the sampler and the reference are
+there already when the estimate is made.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ import torch
 from transformers import PreTrainedModel
 
 from forethought.machine import free_memory_bytes
+from forethought.models.trained_layers import num_kept
 from forethought.training.lean_layers import has_lean_attention
 from forethought.training.muon import Muon
 from forethought.training.update import Optimizers
@@ -71,8 +73,10 @@ def footprint(
     )
     config = model.config.get_text_config()
     num_tables = 1.0 if dtype == torch.float32 else 1.5
-    is_lean = has_lean_attention(model)
-    numbers = lean_numbers(config) if is_lean else numbers_per_cell(config, strip, seen)
+    is_lean, layers = has_lean_attention(model), num_kept(model)
+    numbers = (
+        lean_numbers(config, layers) if is_lean else numbers_per_cell(config, layers, strip, seen)
+    )
     values = numbers + num_tables * config.vocab_size
     return Footprint(
         gradient_bytes=4 * trained,
@@ -82,24 +86,25 @@ def footprint(
     )
 
 
-def numbers_per_cell(config: Any, strip: int, seen: float = 0.0) -> int:
-    """Numbers that the model keeps of one cell for the backward pass, but for its head's."""
+def numbers_per_cell(config: Any, num_layers: int, strip: int, seen: float = 0.0) -> int:
+    """Numbers that so many layers of the model keep of one cell for the backward pass, but for its
+    head's."""
     width, heads = config.hidden_size, config.num_attention_heads
     key_heads = getattr(config, "num_key_value_heads", None) or heads
     keys = (getattr(config, "head_dim", None) or width // heads) * key_heads
     inner = getattr(config, "intermediate_size", None) or 4 * width
     pieces = 2 * seen * attention_width(config)
     block = 8 * width + 4 * inner + 2 * keys + strip + pieces
-    return int(config.num_hidden_layers * block + 3 * width)
+    return int(num_layers * block + 3 * width)
 
 
-def lean_numbers(config: Any) -> int:
+def lean_numbers(config: Any, num_layers: int) -> int:
     """The same with lean layers, of which positions keep cosines and sines too."""
     width, heads = config.hidden_size, config.num_attention_heads
     head_dim = attention_width(config) // heads
     keys = head_dim * config.num_key_value_heads
     block = 6 * width + 3 * config.intermediate_size + 2 * keys + 2 * head_dim + heads
-    return int(config.num_hidden_layers * block + 3 * width)
+    return int(num_layers * block + 3 * width)
 
 
 def attention_width(config: Any) -> int:

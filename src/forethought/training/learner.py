@@ -15,6 +15,7 @@ from forethought.grading.rewards import RewardPart, load_rewards
 from forethought.grading.watch import GradeWatch
 from forethought.models.load import LoadedModel, context_of, load_model
 from forethought.models.lora import adapt, plain_copy, require_peft
+from forethought.models.trained_layers import train_last
 from forethought.run import Run
 from forethought.sampling.cache import sliding_window
 from forethought.sampling.decoder import has_lean_step
@@ -88,6 +89,7 @@ def build_learner(recipe: RlRecipe, run: Run) -> Learner:
     policy: Any = loaded.model  # transformers' own annotations are in the way
     _check_context(loaded, task, recipe.max_tokens)
     adapt(loaded, recipe.lora, seed=stable_seed("lora", recipe.seed))
+    train_last(policy, recipe.trained_layers)
     dtypes = settled_dtypes(run, recipe.dtype, str(policy.device))
     engine = _build_engine(loaded, recipe, dtypes["sampling"])
     return Learner(
@@ -109,10 +111,13 @@ def build_learner(recipe: RlRecipe, run: Run) -> Learner:
 
 
 def _reference(recipe: RlRecipe, policy: PreTrainedModel) -> PreTrainedModel | None:
-    """Who the policy was at first: a copy, or the policy itself where only an adapter learns."""
+    """Who the policy was at first: a copy of what learns, or the policy itself where only an
+    adapter does."""
     if not recipe.kl_coefficient:
         return None
-    return policy if recipe.lora is not None else copy.deepcopy(policy)
+    if recipe.lora is not None:
+        return policy
+    return copy.deepcopy(policy, {id(p): p for p in policy.parameters() if not p.requires_grad})
 
 
 def _critic(recipe: RlRecipe, policy: PreTrainedModel) -> Critic | None:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from forethought.models.load import context_of, load_model
 from forethought.models.lora import adapt, require_peft, save_result
+from forethought.models.trained_layers import train_last
 from forethought.run import Run
 from forethought.sampling.draw import stable_seed
 from forethought.schema import SftRecipe
@@ -27,6 +28,7 @@ def run_sft(recipe: SftRecipe, run: Run, on_step: OnStep | None = None) -> Metri
     loaded = load_model(recipe.model, dtype="float32")
     model, tokenizer = loaded.model, loaded.tokenizer
     adapt(loaded, recipe.lora, seed=stable_seed("lora", recipe.seed))
+    train_last(model, recipe.trained_layers)
     dtype = settled_dtypes(run, recipe.dtype, str(model.device))["training"]
     optimizers = build_optimizers(model, recipe.optimizer)
     context = context_of(model)
