@@ -6,7 +6,7 @@ pass, which ends where the first that learns begins.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, cast
 
 from torch import nn
 from transformers import PreTrainedModel
@@ -23,6 +23,11 @@ def train_last(model: PreTrainedModel, count: int | None) -> None:
     if count is None:
         return
     layers = layers_of(model)
+    if layers is None:
+        raise RecipeError(
+            f"trained_layers={count} is not for a {type(model).__name__}, whose layers cannot be"
+            " told apart; leave it out to train every weight"
+        )
     if count > len(layers):
         raise RecipeError(
             f"trained_layers={count} is more than the {len(layers)} layers of this model; lower it,"
@@ -36,26 +41,20 @@ def train_last(model: PreTrainedModel, count: int | None) -> None:
         module.requires_grad_(True)
 
 
-def layers_of(model: PreTrainedModel) -> nn.ModuleList:
-    """The layers of the model, first to last."""
+def layers_of(model: PreTrainedModel) -> nn.ModuleList | None:
+    """The layers of the model, first to last; None where they cannot be told apart."""
     count = model.config.get_text_config().num_hidden_layers
     base: Any = model.base_model
     for module in base.modules():
         if isinstance(module, nn.ModuleList) and len(module) == count:
             return module
-    raise RecipeError(
-        f"trained_layers cannot find the layers of a {type(model).__name__}; leave it out"
-    )
+    return None
 
 
 def num_kept(model: PreTrainedModel) -> int:
     """Layers that keep numbers for the backward pass: from the first that learns on."""
-    try:
-        layers = layers_of(model)
-    except RecipeError:
+    layers, caller = layers_of(model), cast("Any", model)
+    if layers is None or caller.get_input_embeddings().weight.requires_grad:
         return int(model.config.get_text_config().num_hidden_layers)
-    caller: Any = model
-    if caller.get_input_embeddings().weight.requires_grad:
-        return len(layers)
     learning = [any(p.requires_grad for p in layer.parameters()) for layer in layers]
     return len(layers) - learning.index(True) if True in learning else 0

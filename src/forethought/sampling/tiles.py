@@ -32,6 +32,7 @@ if HAS_INT8 or HAS_BFLOAT16:
 PANEL = 64  # outputs of a tile
 _LANES = 16
 _ROWS = 6  # of a tile: 24 registers of sums, 4 of weights
+_QUARTERS = 4  # of a panel, which is 4 lines of memory a word: a tile fetches a line a word
 ROWS_EACH = 16  # from so many rows a thread on, threads had better share out rows
 _TOP = np.float32(127)
 _INT, _INT32 = ir.IntType(64), ir.IntType(32)
@@ -166,9 +167,9 @@ def multiply_rows(
     for p in range(first_panel, end):
         w, o, f, b, c = panels[p], offsets[p], factors[p], biases[p], p * PANEL
         r = first_row
-        if n - r >= 4 * _ROWS:
+        if n - r >= _QUARTERS * _ROWS:
             ahead = panels[min(p + 1, end - 1)]
-            for quarter in range(4):
+            for quarter in range(_QUARTERS):
                 _tile((0, 0, 0, 0, 0, 0), inputs, r, w, o, f, b, scales, out, c, (ahead, quarter))
                 r += _ROWS
         while n - r >= _ROWS:
