@@ -28,8 +28,8 @@ FORMS: list[Format] = [
 
 @pytest.mark.skipif(not FORMS, reason="no dot products here")
 @given(
-    rows=st.integers(1, 14),
-    depth=st.integers(1, 9).map(lambda n: 4 * n),
+    rows=st.one_of(st.integers(1, 14), st.integers(15, 70)),
+    depth=st.integers(1, 9).map(lambda n: 4 * tiles.WORDS_AT_ONCE * n),
     widths=st.lists(st.integers(1, 90), min_size=1, max_size=3),
     has_bias=st.booleans(),
     form=st.sampled_from(FORMS or ["uint8"]),

@@ -27,6 +27,7 @@ def processor_has(feature: str) -> bool:
 
 LANES = 16 if processor_has("avx512f") else 8  # float32 numbers in a register
 LINE = 64  # bytes that the processor reads from memory at once
+PANEL = 64  # outputs of a tile, whose weights stand together (`sampling/tiles.py`)
 INT, INT16, INT32, FLOAT = ir.IntType(64), ir.IntType(16), ir.IntType(32), ir.FloatType()
 _BYTES = ir.IntType(8).as_pointer()
 _TO_READ, _DATA = 0, 1  # in LLVM's numbers

@@ -14,9 +14,9 @@ Format = Literal["float32", "bfloat16", "uint8"]
 Values = NDArray[Any]  # numbers in bfloat16 stand as the upper half of a float32, in uint16
 ZERO = 128  # what stands for 0 in uint8
 _STORED_AS: dict[Format, Any] = {
-    "float32": np.float32,
-    "bfloat16": np.uint16,
-    "uint8": np.uint8,
+    "float32": torch.float32,
+    "bfloat16": torch.uint16,
+    "uint8": torch.uint8,
 }
 
 
@@ -34,7 +34,7 @@ class Scaled:
     @staticmethod
     def room(rows: int, width: int, form: Format) -> Scaled:
         """Not filled in yet."""
-        return Scaled(np.empty((rows, width), _STORED_AS[form]), np.empty(rows, np.float32))
+        return Scaled(room(rows, width, kind=_STORED_AS[form]), np.empty(rows, np.float32))
 
     @staticmethod
     def in_format(x: Tensor, form: Format) -> Scaled:
@@ -47,6 +47,12 @@ class Scaled:
     def tensor(self) -> Tensor:
         """The values (n, K), in bfloat16 where they are, without their scales."""
         return tensor_of(self.values)
+
+
+def room(*shape: int, kind: torch.dtype = torch.float32) -> Values:
+    """Numbers not filled in yet, which begin where a line of memory does, as torch's do: a register
+    of a line's width then reads one line and not two."""
+    return torch.empty(*shape, dtype=kind).numpy()
 
 
 def values_of(x: Tensor) -> Values:

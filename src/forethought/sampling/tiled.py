@@ -14,10 +14,11 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from forethought.sampling.scaled import Format, Scaled, Values
+from forethought.sampling.scaled import Format, Scaled, Values, room
 from forethought.sampling.stacks import side_by_side
 
 TiledFormat = Literal["uint8", "bfloat16"]
+_PER_WORD: dict[TiledFormat, int] = {"uint8": 4, "bfloat16": 2}  # numbers
 _WORTH_SHARING = 1 << 13  # words of weights among threads
 Panels = tuple[NDArray[Any], NDArray[np.int32], NDArray[np.float32], NDArray[np.float32]]
 
@@ -42,7 +43,7 @@ class Tiled:
         return Tiled(panels[0], offsets[0], factors[0], biases[0], whole.width, form)
 
     def __call__(self, x: Scaled) -> Values:
-        out = np.empty((len(x.scales), self.biases.size), np.float32)
+        out = room(len(x.scales), self.biases.size)
         tiles, threads = _tiles(), torch.get_num_threads()
         tiles.multiply(
             threads if self.panels.size > _WORTH_SHARING else 1,
@@ -73,7 +74,7 @@ class TiledLayers:
         tiles = _tiles()
         shapes = [layer.weight.shape for layer in cast("Sequence[Any]", many[0])]
         width, depth = sum(outputs for outputs, _ in shapes), shapes[0][1]
-        shape = (len(many), -(-width // tiles.PANEL), depth // (4 if form == "uint8" else 2))
+        shape = (len(many), -(-width // tiles.PANEL), depth // _PER_WORD[form])
         # by torch, whose memory begins where a register's does
         panels = torch.empty(*shape, tiles.PANEL, dtype=torch.int32).numpy().view(_word(form))
         offsets = np.empty((*shape[:2], tiles.PANEL), np.int32)
@@ -95,9 +96,10 @@ def is_tiled(layers: Sequence[nn.Module], weights: str) -> bool:
     """Whether there are such tiles here, and the inputs of these layers fill whole words."""
     if weights not in ("int8", "bfloat16") or find_spec("numba") is None:
         return False
-    has = _tiles().HAS_INT8 if weights == "int8" else _tiles().HAS_BFLOAT16
-    depths = [int(layer.weight.shape[1]) for layer in cast("Sequence[Any]", layers)]
-    return bool(has) and all(depth % 4 == 0 for depth in depths)
+    tiles, depths = _tiles(), [int(x.weight.shape[1]) for x in cast("Sequence[Any]", layers)]
+    has = tiles.HAS_INT8 if weights == "int8" else tiles.HAS_BFLOAT16
+    at_once = tiles.WORDS_AT_ONCE * _PER_WORD["uint8" if weights == "int8" else "bfloat16"]
+    return bool(has) and all(depth % at_once == 0 for depth in depths)
 
 
 @cache

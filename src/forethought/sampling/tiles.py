@@ -1,4 +1,4 @@
-"""A matrix product for processors with AVX-512's dot products of int8 (VNNI) or bfloat16.
+"""A matrix product for processors with AVX-512's dot products of int8 (VNNI) or bfloat16, or AMX.
 
 A library's product costs tens of microseconds before it begins, packs slowly, and prepares itself
 anew for every number of rows; when a few rows decode, that is half of the time. One instruction
@@ -17,27 +17,26 @@ from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic, overload
 
+from forethought.sampling import amx
 from forethought.sampling.kernels import compiled, largest, to_bfloat16
-from forethought.sampling.lanes import fetch, processor_has, row_at, spread
+from forethought.sampling.lanes import INT, PANEL, fetch, processor_has, row_at, spread
+from forethought.sampling.outputs import AT_ONCE, WORDS, constants_of, finish, load_at
 from forethought.sampling.scaled import ZERO
 from forethought.sampling.team import share_out
 
 _CAN_ASSEMBLE = hasattr(binding, "initialize_native_asmparser")
 HAS_INT8 = _CAN_ASSEMBLE and processor_has("avx512vnni")
-# AMX's own tiles, where a processor has them, are oneDNN's to use
-HAS_BFLOAT16 = _CAN_ASSEMBLE and processor_has("avx512bf16") and not processor_has("amx-bf16")
+HAS_BFLOAT16 = _CAN_ASSEMBLE and processor_has("avx512bf16")
+HAS_AMX = _CAN_ASSEMBLE and amx.may_use_amx()
+WORDS_AT_ONCE = amx.WORDS if HAS_AMX else 1  # of an input
 if HAS_INT8 or HAS_BFLOAT16:
     binding.initialize_native_asmparser()
 
-PANEL = 64  # outputs of a tile
-_LANES = 16
 _ROWS = 6  # of a tile: 24 registers of sums, 4 of weights
 _QUARTERS = 4  # of a panel, which is 4 lines of memory a word: a tile fetches a line a word
 ROWS_EACH = 16  # from so many rows a thread on, threads had better share out rows
 _TOP = np.float32(127)
-_INT, _INT32 = ir.IntType(64), ir.IntType(32)
-_WORDS, _FLOATS = ir.VectorType(_INT32, _LANES), ir.VectorType(ir.FloatType(), _LANES)
-_ZEROS = ir.Constant(_WORDS, [0] * _LANES)
+_ZEROS = ir.Constant(WORDS, [0] * AT_ONCE)
 
 
 @intrinsic  # type: ignore[untyped-decorator]
@@ -74,38 +73,32 @@ def _tile(
             for i in (1, 3, 4, 5, 6, 7, 8)
         }
         first, column = values[2], values[9]
-        numbers = [b.add(first, _INT(r)) for r in range(count)]
+        numbers = [b.add(first, INT(r)) for r in range(count)]
         input_rows = [row_at(b, arrays[1], r) for r in numbers]
         num_words = cgutils.unpack_tuple(b, arrays[3].shape)[0]
-        sums = [[cgutils.alloca_once(b, _WORDS) for _ in range(4)] for _ in rows]
+        sums = [[cgutils.alloca_once(b, WORDS) for _ in range(4)] for _ in rows]
         for total in (total for totals in sums for total in totals):
             b.store(_ZEROS, total)
         if len(ahead):
             following, quarter = cgutils.unpack_tuple(b, values[10])
             coming = row_at(b, context.make_array(ahead[0])(context, b, following))
-            coming = b.gep(coming, [b.mul(quarter, b.mul(num_words, _INT(_LANES)))])
+            coming = b.gep(coming, [b.mul(quarter, b.mul(num_words, INT(AT_ONCE)))])
         with cgutils.for_range(b, num_words) as loop:
             words = row_at(b, arrays[3], loop.index)
             if len(ahead):
-                fetch(b, b.gep(coming, [b.mul(loop.index, _INT(_LANES))]))
-            weights = [_load(b, words, v, _WORDS) for v in range(4)]
+                fetch(b, b.gep(coming, [b.mul(loop.index, INT(AT_ONCE))]))
+            weights = [load_at(b, words, v, WORDS) for v in range(4)]
             for row, totals in zip(input_rows, sums, strict=True):
-                given = spread(b, b.load(b.gep(row, [loop.index])), _WORDS.count)
+                given = spread(b, b.load(b.gep(row, [loop.index])), WORDS.count)
                 for weight, total in zip(weights, totals, strict=True):
                     b.store(_dot(b, b.load(total), given, weight, is_bytes), total)
+        places = [arrays[i].data for i in (4, 5, 6)]
+        constants = [constants_of(b, *places, v) for v in range(4)]
         for r, totals in zip(numbers, sums, strict=True):
-            scale = spread(b, b.load(b.gep(arrays[7].data, [r])), _FLOATS.count)
+            scale = b.load(b.gep(arrays[7].data, [r]))
             place = b.gep(row_at(b, arrays[8], r), [column])
             for v, total in enumerate(totals):
-                y = b.load(total)
-                if is_bytes:
-                    y = b.sitofp(b.sub(y, _load(b, arrays[4].data, v, _WORDS)), _FLOATS)
-                else:
-                    y = b.bitcast(y, _FLOATS)
-                factor = b.fmul(_load(b, arrays[5].data, v, _FLOATS), scale)
-                y = b.fadd(b.fmul(y, factor), _load(b, arrays[6].data, v, _FLOATS))
-                at = b.bitcast(b.gep(place, [_INT(v * _LANES)]), _FLOATS.as_pointer())
-                b.store(y, at, align=4)
+                finish(b, b.load(total), constants[v], scale, place, v, is_bytes)
         return context.get_dummy_value()
 
     return signature, body
@@ -114,42 +107,13 @@ def _tile(
 def _dot(b: Any, total: Any, given: Any, weight: Any, is_bytes: bool) -> Any:
     """total + the dot products of 4 bytes each: unsigned times signed ones, or bfloat16."""
     instruction = "vpdpbusd" if is_bytes else "vdpbf16ps"
-    kind = ir.FunctionType(_WORDS, [_WORDS] * 3)
+    kind = ir.FunctionType(WORDS, [WORDS] * 3)
     operands = [given, weight, total]
     return b.asm(kind, f"{instruction} $2, $1, $0", "=v,v,v,0", operands, False)
 
 
-def _load(b: Any, place: Any, vector: int, kind: Any) -> Any:
-    at = b.gep(place, [_INT(vector * _LANES)])
-    return b.load(b.bitcast(at, kind.as_pointer()), align=4)
-
-
 @compiled
-def multiply(
-    num_threads: int,
-    by_rows: bool,
-    inputs: Any,
-    panels: Any,
-    offsets: Any,
-    factors: Any,
-    biases: Any,
-    scales: Any,
-    out: Any,
-) -> None:
-    """The product of inputs (n, W) with panels (P, W, PANEL), into out (n, P * PANEL); offsets,
-    factors and biases are (P, PANEL). See `_tile`.
-
-    With few rows every thread should read its own share of the weights, which is what takes time
-    then. With many it should have its own rows (`by_rows`), as in the passes between two products,
-    so that what one thread wrote is not read by another, from whose cache it would have to come.
-    Its first tiles of a panel fetch the next one then: multiplying takes as long as reading it.
-    """
-    arguments = (by_rows, inputs, panels, offsets, factors, biases, scales, out)
-    share_out(multiply_rows, arguments, len(inputs) if by_rows else len(panels), num_threads)
-
-
-@compiled
-def multiply_rows(
+def _multiply_rows(
     by_rows: bool,
     inputs: Any,
     panels: Any,
@@ -185,6 +149,33 @@ def multiply_rows(
             _tile((0, 0), inputs, r, w, o, f, b, scales, out, c, ())
         elif n - r == 1:
             _tile((0,), inputs, r, w, o, f, b, scales, out, c, ())
+
+
+multiply_rows = amx.multiply_rows if HAS_AMX else _multiply_rows
+
+
+@compiled
+def multiply(
+    num_threads: int,
+    by_rows: bool,
+    inputs: Any,
+    panels: Any,
+    offsets: Any,
+    factors: Any,
+    biases: Any,
+    scales: Any,
+    out: Any,
+) -> None:
+    """The product of inputs (n, W) with panels (P, W, PANEL), into out (n, P * PANEL); offsets,
+    factors and biases are (P, PANEL). See `_tile`.
+
+    With few rows every thread should read its own share of the weights, which is what takes time
+    then. With many it should have its own rows (`by_rows`), as in the passes between two products,
+    so that what one thread wrote is not read by another, from whose cache it would have to come.
+    Its first tiles of a panel fetch the next one then: multiplying takes as long as reading it.
+    """
+    arguments = (by_rows, inputs, panels, offsets, factors, biases, scales, out)
+    share_out(multiply_rows, arguments, len(inputs) if by_rows else len(panels), num_threads)
 
 
 @compiled

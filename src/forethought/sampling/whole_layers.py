@@ -12,7 +12,7 @@ from transformers import PreTrainedModel
 from forethought.sampling.attention import heads_together
 from forethought.sampling.lean_parts import Floats, Norm, Step, head_norms_of
 from forethought.sampling.products import Weights, tiled_layers
-from forethought.sampling.scaled import Scaled, Values
+from forethought.sampling.scaled import Scaled, Values, room
 from forethought.sampling.stacks import stacks_of
 from forethought.sampling.tiled import TiledLayers
 
@@ -63,7 +63,7 @@ class WholeLayers:
 
         rows, width = embedded.shape
         heads, output, gate_up, down = self.products
-        more = np.empty((rows, _room(output)), np.float32)
+        more = room(rows, _columns(output))
         more[:, :width] = embedded
         hidden, size = np.zeros_like(embedded), step.cos.shape[1]
         threads = torch.get_num_threads() if self._num_words > _WORTH_SHARING else 1
@@ -73,7 +73,7 @@ class WholeLayers:
         ]
         run_layers(
             threads,
-            threads == 1 or rows >= ROWS_EACH * threads,
+            threads == 1 or rows >= (int(__import__("os").environ.get("RE","0")) or ROWS_EACH) * threads,
             step.own is step.prompts and threads > 1,
             self.together,
             hidden,
@@ -83,9 +83,9 @@ class WholeLayers:
             tuple(product.panels for product in self.products),
             tuple((x.values, x.values.view(down.panels[0].dtype), x.scales) for x in inputs),
             (
-                np.empty((rows, _room(heads)), np.float32),
-                np.empty((rows, _room(gate_up)), np.float32),
-                np.empty((rows, self.num_heads, size), np.float32),
+                room(rows, _columns(heads)),
+                room(rows, _columns(gate_up)),
+                room(rows, self.num_heads, size),
             ),
             (step.positions, step.groups, step.prompt_lengths, step.seats, step.own_lengths),
             (step.cos, step.sin, tuple(step.prompts), tuple(step.own)),
@@ -97,6 +97,6 @@ class WholeLayers:
         return sum(product.panels[0][0].size for product in self.products)
 
 
-def _room(product: TiledLayers) -> int:
+def _columns(product: TiledLayers) -> int:
     """Columns that its tiles write."""
     return int(product.panels[3][0].size)
