@@ -9,6 +9,7 @@ from functools import cache
 
 import torch
 
+from forethought.machine import describe_machine
 from forethought.models.hardware import fastest_dtype, measure_dtypes
 
 
@@ -21,10 +22,13 @@ def is_bf16() -> bool:
 
 
 def name_here(name: str) -> str:
-    """`name` with what it is measured on: step, step_bf16 or step_cuda."""
+    """`name` with what it is measured on: step, step_bf16, step_amx or step_cuda."""
     if torch.cuda.is_available():
         return f"{name}_cuda"
-    return f"{name}_bf16" if is_bf16() else name
+    if not is_bf16():
+        return name
+    has_amx = "AMX BF16" in describe_machine().cpu_features
+    return f"{name}_amx" if has_amx else f"{name}_bf16"
 
 
 def half() -> str:

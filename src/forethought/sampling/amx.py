@@ -19,10 +19,20 @@ from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
-from forethought.sampling.kernels import compiled
-from forethought.sampling.lanes import INT, PANEL, array_of, processor_has, row_at, shape_of
-from forethought.sampling.outputs import AT_ONCE, constants_of, finish, load_at
+from forethought.sampling.kernels import compiled, part
+from forethought.sampling.lanes import (
+    INT,
+    INT32,
+    LINE,
+    PANEL,
+    array_of,
+    fetch,
+    processor_has,
+    row_at,
+    shape_of,
+)
 from forethought.sampling.outputs import WORDS as VECTOR
+from forethought.sampling.outputs import constants_of, finish, load_at
 
 ROWS = 16  # of a register
 WORDS = 16  # of one of its rows
@@ -84,94 +94,117 @@ def release(typing: Any) -> Any:
     return types.void(), body
 
 
-def _summing(num_inputs: int) -> Any:
+def _tiles(num_inputs: int) -> Any:
     num_weights = _NUM_SUMS // num_inputs
 
     @intrinsic  # type: ignore[untyped-decorator]
-    def sums(typing: Any, firsts: Any, inputs: Any, panel: Any, at: Any, out: Any, to: Any) -> Any:
-        """out[r, to:] = the bits of the dot products of row r with panel[:, at:], of 16 times so
-        many outputs, for the 16 rows (or as many as are configured) from each of `firsts` on.
+    def tiles(
+        typing: Any,
+        rows: Any,
+        count: Any,
+        inputs: Any,
+        panel: Any,
+        at: Any,
+        constants: Any,
+        scales: Any,
+        out: Any,
+        column: Any,
+        ahead: Any,
+    ) -> Any:
+        """out[r, column:] = the dot products of row r with panel[:, at:], of 16 times so many
+        outputs, for `count` rows (as many as are configured) from each of `rows` on; then less
+        offsets, times factors * scales[r], plus biases, which are the `constants`, (64,) each.
 
         inputs (n, W): int32 where their bytes are numbers, else uint32; panel (W, 64) of the same,
-        W whole registers; out (n, N) float32, of which the bits are int32 for bytes.
+        W whole registers; scales (n,); out (n, N); ahead: the panel that is next, and which lines
+        of each of its blocks are fetched meanwhile: the first one and how many.
         """
-        product = "tdpbusd" if inputs.dtype == types.int32 else "tdpbf16ps"
+        signature = types.void(
+            rows, count, inputs, panel, at, constants, scales, out, column, ahead
+        )
+        is_bytes = inputs.dtype == types.int32
 
         def body(context: Any, b: Any, signature: Any, values: Any) -> Any:
-            inputs, panel, out = (
-                array_of(context, b, signature.args[i], values[i]) for i in (1, 2, 4)
+            inputs, panel, scales, out = (
+                array_of(context, b, signature.args[i], values[i]) for i in (2, 3, 6, 7)
             )
-            rows, at, to = cgutils.unpack_tuple(b, values[0]), values[3], values[5]
-            given = [b.ptrtoint(row_at(b, inputs, r), INT) for r in rows]
-            found = [b.ptrtoint(row_at(b, out, r, to), INT) for r in rows]
-            weights = b.ptrtoint(row_at(b, panel, INT(0), at), INT)
-            strides = [cgutils.unpack_tuple(b, a.strides)[0] for a in (inputs, panel, out)]
-            for register in range(_NUM_SUMS):
-                _emit(b, f"tilezero %tmm{register}")
-            num_blocks = b.udiv(shape_of(b, panel)[0], INT(WORDS))
-            with cgutils.for_range(b, num_blocks) as loop:
-                along = b.mul(loop.index, INT(4 * WORDS))
-                for i, place in enumerate(given):
-                    register = _NUM_SUMS + i
-                    _emit(
-                        b, f"tileloadd ($0,$1,1), %tmm{register}", b.add(place, along), strides[0]
-                    )
-                line = b.add(weights, b.mul(loop.index, b.mul(strides[1], INT(WORDS))))
-                for v in range(num_weights):
-                    of_weights = _NUM_SUMS + num_inputs + v % (_NUM_SUMS - num_inputs)
-                    _emit(b, f"tileloadd {64 * v}($0,$1,1), %tmm{of_weights}", line, strides[1])
-                    for i in range(num_inputs):
-                        of_inputs, total = _NUM_SUMS + i, i * num_weights + v
-                        _emit(b, f"{product} %tmm{of_weights}, %tmm{of_inputs}, %tmm{total}")
-            for i, place in enumerate(found):
-                for v in range(num_weights):
-                    total = i * num_weights + v
-                    _emit(b, f"tilestored %tmm{total}, {64 * v}($0,$1,1)", place, strides[2])
+            kinds, parts = signature.args[5], cgutils.unpack_tuple(b, values[5])
+            starts, count, at, column = (values[i] for i in (0, 1, 4, 8))
+            following, *lines = cgutils.unpack_tuple(b, values[9])
+            coming = array_of(context, b, signature.args[9][0], following), *lines
+            starts = cgutils.unpack_tuple(b, starts)
+            places = [row_at(b, inputs, r) for r in starts], row_at(b, panel, INT(0), at)
+            _sum_up(b, num_weights, is_bytes, inputs, panel, places, coming)
+            sums = _stored(b)
+            of_outputs = [
+                b.gep(array_of(context, b, kind, part).data, [at])
+                for kind, part in zip(kinds, parts, strict=True)
+            ]
+            constants = [constants_of(b, of_outputs, v) for v in range(num_weights)]
+            for i, start in enumerate(starts):
+                with cgutils.for_range(b, count) as loop:
+                    r = b.add(start, loop.index)
+                    scale, place = b.load(b.gep(scales.data, [r])), row_at(b, out, r, column)
+                    for v in range(num_weights):
+                        at = b.add(INT((i * num_weights + v) * ROWS), loop.index)
+                        found = load_at(b, b.gep(sums, [b.mul(at, INT(WORDS))]), 0, VECTOR)
+                        finish(b, found, constants[v], scale, place, v, is_bytes)
             return context.get_dummy_value()
 
-        return types.void(firsts, inputs, panel, at, out, to), body
+        return signature, body
 
+    return tiles
+
+
+def _sum_up(
+    b: Any, num_weights: int, is_bytes: bool, inputs: Any, panel: Any, places: Any, coming: Any
+) -> None:
+    """Into the registers of sums: of the first 16 rows of inputs by 16 outputs after 16 others,
+    then of the next. Every block of 16 words needs all of its inputs and weights once."""
+    product = "tdpbusd" if is_bytes else "tdpbf16ps"
+    of_inputs, of_panel = (cgutils.unpack_tuple(b, array.strides)[0] for array in (inputs, panel))
+    starts, weights = [b.ptrtoint(place, INT) for place in places[0]], b.ptrtoint(places[1], INT)
+    (following, first, num_lines), free = coming, _NUM_SUMS + len(starts)
+    for register in range(_NUM_SUMS):
+        _emit(b, f"tilezero %tmm{register}")
+    num_blocks = b.udiv(shape_of(b, panel)[0], INT(WORDS))
+    with cgutils.for_range(b, num_blocks) as loop:
+        block = row_at(b, following, b.mul(loop.index, INT(WORDS)))
+        with cgutils.for_range(b, num_lines) as line:
+            number = b.add(first, line.index)
+            fetch(b, b.gep(block, [b.mul(number, INT(LINE // 4))]))
+        along = b.mul(loop.index, INT(4 * WORDS))
+        for i, start in enumerate(starts):
+            _emit(b, f"tileloadd ($0,$1,1), %tmm{_NUM_SUMS + i}", b.add(start, along), of_inputs)
+        block = b.add(weights, b.mul(along, INT(PANEL)))
+        for v in range(num_weights):
+            given = free + v % (2 * _NUM_SUMS - free)
+            _emit(b, f"tileloaddt1 {4 * WORDS * v}($0,$1,1), %tmm{given}", block, of_panel)
+            for i in range(len(starts)):
+                total = i * num_weights + v
+                _emit(b, f"{product} %tmm{given}, %tmm{_NUM_SUMS + i}, %tmm{total}")
+
+
+def _stored(b: Any) -> Any:
+    """The registers of sums in memory, one after the other."""
+    room = cgutils.alloca_once(b, ir.ArrayType(INT32, _NUM_SUMS * ROWS * WORDS))
+    room.align = LINE
+    sums = b.bitcast(room, INT32.as_pointer())
+    for register in range(_NUM_SUMS):
+        place = b.ptrtoint(b.gep(sums, [INT(register * ROWS * WORDS)]), INT)
+        _emit(b, f"tilestored %tmm{register}, ($0,$1,1)", place, INT(4 * WORDS))
     return sums
 
 
-sums_of_one, sums_of_two = _summing(1), _summing(2)  # 64 outputs of 16 rows, 32 of twice 16
+tiles_of_one, tiles_of_two = _tiles(1), _tiles(2)  # 64 outputs of 16 rows, 32 of twice 16
 
 
-@intrinsic  # type: ignore[untyped-decorator]
-def _finish(
-    typing: Any,
-    inputs: Any,
-    first: Any,
-    end: Any,
-    offsets: Any,
-    factors: Any,
-    biases: Any,
-    scales: Any,
-    out: Any,
-    column: Any,
-) -> Any:
-    """Bits of sums to outputs, of rows `first` to `end` and PANEL columns (`sampling/outputs.py`);
-    `inputs` tell which sums they are."""
-    is_bytes = inputs.dtype == types.int32
-    every = range(PANEL // AT_ONCE)
-
-    def body(context: Any, b: Any, signature: Any, values: Any) -> Any:
-        offsets, factors, biases, scales, out = (
-            array_of(context, b, signature.args[i], values[i]) for i in (3, 4, 5, 6, 7)
-        )
-        places = offsets.data, factors.data, biases.data
-        constants = [constants_of(b, *places, v) for v in every]
-        with cgutils.for_range_slice(b, values[1], values[2], INT(1)) as (r, _):
-            place, scale = row_at(b, out, r, values[8]), b.load(b.gep(scales.data, [r]))
-            for v in every:
-                sums = load_at(b, place, v, VECTOR)
-                finish(b, sums, constants[v], scale, place, v, is_bytes)
-        return context.get_dummy_value()
-
-    return (
-        types.void(inputs, first, end, offsets, factors, biases, scales, out, column),
-        body,
-    )
+@part
+def _lines_each(num_rows: int) -> int:
+    """Of a block of weights, 16 words, how many lines each of the tiles with these rows fetches."""
+    num_pairs, rest = num_rows // (2 * ROWS), num_rows % (2 * ROWS)
+    count = 2 * num_pairs + (2 if rest > ROWS else 1 if rest else 0)
+    return (WORDS * PANEL * 4 // LINE + count - 1) // count if count > 1 else 0
 
 
 @compiled
@@ -195,15 +228,20 @@ def multiply_rows(
     first, n = (start, stop) if by_rows else (0, len(inputs))
     if first == n or first_panel == end:
         return
-    configure(SHAPES[min(n - first, ROWS)])
+    count = min(n - first, ROWS)
+    configure(SHAPES[count])
+    lines = _lines_each(n - first)
     for p in range(first_panel, end):
-        r, column = first, p * PANEL
+        constants, column = (offsets[p], factors[p], biases[p]), p * PANEL
+        r, following, line = first, panels[min(p + 1, end - 1)], 0
         while n - r > ROWS:
-            both = (r, min(r + ROWS, n - ROWS))
-            sums_of_two(both, inputs, panels[p], 0, out, column)
-            sums_of_two(both, inputs, panels[p], _HALF, out, column + _HALF)
+            rows = r, min(r + ROWS, n - ROWS)
+            for at in (0, _HALF):
+                ahead, to = (following, line, lines), column + at
+                tiles_of_two(rows, count, inputs, panels[p], at, constants, scales, out, to, ahead)
+                line += lines
             r += 2 * ROWS
         if r < n:
-            sums_of_one((max(first, n - ROWS),), inputs, panels[p], 0, out, column)
-        _finish(inputs, first, n, offsets[p], factors[p], biases[p], scales, out, column)
+            row, ahead = (max(first, n - ROWS),), (following, line, lines)
+            tiles_of_one(row, count, inputs, panels[p], 0, constants, scales, out, column, ahead)
     release()

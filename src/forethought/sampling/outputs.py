@@ -18,10 +18,10 @@ def load_at(b: Any, place: Any, vector: int, kind: Any) -> Any:
     return b.load(b.bitcast(at, kind.as_pointer()), align=4)
 
 
-def constants_of(b: Any, offsets: Any, factors: Any, biases: Any, vector: int) -> Any:
-    """What 16 outputs have of their own: offsets int32, factors, biases."""
-    kinds = ((offsets, WORDS), (factors, FLOATS), (biases, FLOATS))
-    return tuple(load_at(b, place, vector, kind) for place, kind in kinds)
+def constants_of(b: Any, places: Any, vector: int) -> Any:
+    """What 16 outputs have of their own: offsets int32, factors, biases, each from its place on."""
+    kinds = WORDS, FLOATS, FLOATS
+    return [load_at(b, place, vector, kind) for place, kind in zip(places, kinds, strict=True)]
 
 
 def finish(
@@ -30,10 +30,7 @@ def finish(
     """(sums - offsets) * factors * scale + biases to where vector number `vector` from `place` on
     stands. Sums are int32 for bytes and are not lessened for bfloat16, given by their bits."""
     offsets, factors, biases = constants
-    if is_bytes:
-        y = b.sitofp(b.sub(sums, offsets), FLOATS)
-    else:
-        y = b.bitcast(sums, FLOATS)
+    y = b.sitofp(b.sub(sums, offsets), FLOATS) if is_bytes else b.bitcast(sums, FLOATS)
     factor = b.fmul(factors, spread(b, scale, AT_ONCE))
     y = b.fadd(b.fmul(y, factor), biases)
     at = b.bitcast(b.gep(place, [INT(vector * AT_ONCE)]), FLOATS.as_pointer())
