@@ -37,6 +37,8 @@ from forethought.sampling.outputs import constants_of, finish, load_at
 ROWS = 16  # of a register
 WORDS = 16  # of one of its rows
 _HALF = PANEL // 2
+_OF_BLOCK = WORDS * PANEL * 4 // LINE  # lines of a block of weights, 16 words of every output
+_AHEAD = 3 * _OF_BLOCK
 _NUM_SUMS = 4  # registers of sums; inputs and weights have the other four
 _ARCH_PRCTL, _REQUEST, _TILE_DATA = 158, 0x1023, 18  # in Linux' numbers
 _CHANGED = "~{memory},~{dirflag},~{fpsr},~{flags}"
@@ -201,10 +203,11 @@ tiles_of_one, tiles_of_two = _tiles(1), _tiles(2)  # 64 outputs of 16 rows, 32 o
 
 @part
 def _lines_each(num_rows: int) -> int:
-    """Of a block of weights, 16 words, how many lines each of the tiles with these rows fetches."""
+    """Of a block of the next panel how many lines each of the tiles with these rows fetches. A tile
+    alone fetches nothing of it, but the blocks that it will come to itself."""
     num_pairs, rest = num_rows // (2 * ROWS), num_rows % (2 * ROWS)
     count = 2 * num_pairs + (2 if rest > ROWS else 1 if rest else 0)
-    return (WORDS * PANEL * 4 // LINE + count - 1) // count if count > 1 else 0
+    return (_OF_BLOCK + count - 1) // count if count > 1 else 0
 
 
 @compiled
@@ -242,6 +245,7 @@ def multiply_rows(
                 line += lines
             r += 2 * ROWS
         if r < n:
-            row, ahead = (max(first, n - ROWS),), (following, line, lines)
+            ahead = (following, line, lines) if lines else (panels[p], _AHEAD, _OF_BLOCK)
+            row = (max(first, n - ROWS),)
             tiles_of_one(row, count, inputs, panels[p], 0, constants, scales, out, column, ahead)
     release()
