@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from torch import nn
 from torch.nn.functional import scaled_dot_product_attention
 
-from forethought.sampling import team, tiles
+from forethought.sampling import amx, team, tiles
 from forethought.sampling.attention import attend, heads_together
 from forethought.sampling.kernels import compiled, put
 from forethought.sampling.scaled import Format, Scaled, tensor_of
@@ -73,6 +73,23 @@ def test_threads_may_share_out_rows_or_outputs(form: Any, threads: int, rows: in
         tiles.multiply(threads, by_rows, words, *rest, x.scales, out)
     assert np.isfinite(found[True]).all()
     assert (found[True] == found[False]).all()
+
+
+@pytest.mark.skipif(not tiles.HAS_AMX, reason="no AMX here")
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("rows", [1, 15, 16, 17, 33, 70])
+def test_amx_finds_what_dot_products_do(form: Any, rows: int) -> None:
+    torch.manual_seed(0)
+    product = Tiled.of([nn.Linear(256, 100)], form)
+    x, found = Scaled.in_format(torch.randn(rows, 256), form), []
+    for multiply_rows in (tiles.by_dot_products, amx.by_amx):
+        out = np.full((rows, 128), np.nan, np.float32)
+        words = x.values.view(product.panels.dtype)
+        rest = product.panels, product.offsets, product.factors, product.biases
+        multiply_rows(True, words, *rest, x.scales, out, 0, rows)
+        found.append(out)
+    bound = 0 if form == "uint8" else 1e-5  # whole numbers add up the same in any order
+    assert np.allclose(*found, rtol=0, atol=bound)
 
 
 @given(

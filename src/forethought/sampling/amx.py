@@ -8,9 +8,6 @@ thread says what shape each has.
 
 from __future__ import annotations
 
-import ctypes
-import platform
-from functools import cache
 from typing import Any
 
 import numpy as np
@@ -27,7 +24,6 @@ from forethought.sampling.lanes import (
     PANEL,
     array_of,
     fetch,
-    processor_has,
     row_at,
     shape_of,
 )
@@ -40,18 +36,7 @@ _HALF = PANEL // 2
 _OF_BLOCK = WORDS * PANEL * 4 // LINE  # lines of a block of weights, 16 words of every output
 _AHEAD = 3 * _OF_BLOCK
 _NUM_SUMS = 4  # registers of sums; inputs and weights have the other four
-_ARCH_PRCTL, _REQUEST, _TILE_DATA = 158, 0x1023, 18  # in Linux' numbers
 _CHANGED = "~{memory},~{dirflag},~{fpsr},~{flags}"
-
-
-@cache
-def may_use_amx() -> bool:
-    """Whether this processor has AMX for int8 and bfloat16, and the system lets this process use
-    its registers, which it asks for."""
-    is_linux = platform.system() == "Linux" and platform.machine() == "x86_64"
-    if not (is_linux and processor_has("amx-bf16") and processor_has("amx-int8")):
-        return False
-    return bool(ctypes.CDLL(None).syscall(_ARCH_PRCTL, _REQUEST, _TILE_DATA) == 0)
 
 
 def _shapes() -> Any:
@@ -211,7 +196,7 @@ def _lines_each(num_rows: int) -> int:
 
 
 @compiled
-def multiply_rows(
+def by_amx(
     by_rows: bool,
     inputs: Any,
     panels: Any,
@@ -223,7 +208,7 @@ def multiply_rows(
     start: int,
     stop: int,
 ) -> None:
-    """`multiply` in `sampling/tiles.py`, of the rows or else the panels from `start` to `stop`.
+    """`multiply` of `sampling/tiles.py`, of the rows or else the panels from `start` to `stop`.
 
     Rows that fill no register are multiplied once more with some of those before them.
     """

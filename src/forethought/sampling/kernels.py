@@ -27,6 +27,7 @@ from forethought.sampling.lanes import (
     LN2_HIGH,
     LN2_LOW,
     PER_LN2,
+    may_use_amx,
 )
 from forethought.sampling.scaled import ZERO
 from forethought.sampling.team import share_out
@@ -81,10 +82,11 @@ def _kept(function: Kernel, options: dict[str, Any]) -> Kernel:
 
 @cache
 def _digest() -> str:
-    """Of the files that kernels are made of."""
+    """Of the files that kernels are made of, and of whether they may use AMX, which numba, that
+    keeps code for each kind of processor, does not know."""
     folder = Path(__file__).parent.parent
     sources = b"".join((folder / f"{name}.py").read_bytes() for name in _SOURCES)
-    return hashlib.sha256(sources).hexdigest()
+    return hashlib.sha256(sources + bytes([may_use_amx()])).hexdigest()
 
 
 _PER_LN2, _LN2_HIGH, _LN2_LOW = map(np.float32, (PER_LN2, LN2_HIGH, LN2_LOW))

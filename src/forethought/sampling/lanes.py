@@ -6,6 +6,9 @@ half of a float32: bfloat16.
 
 from __future__ import annotations
 
+import ctypes
+import platform
+from functools import cache
 from typing import Any
 
 from llvmlite import ir
@@ -13,6 +16,7 @@ from llvmlite.binding import get_host_cpu_features
 from numba.core import cgutils, config
 
 Value = Any
+_ARCH_PRCTL, _REQUEST, _TILE_DATA = 158, 0x1023, 18  # in Linux' numbers
 
 
 def processor_has(feature: str) -> bool:
@@ -23,6 +27,17 @@ def processor_has(feature: str) -> bool:
         return bool(get_host_cpu_features().get(feature))
     except RuntimeError:  # LLVM does not know
         return False
+
+
+@cache
+def may_use_amx() -> bool:
+    """Whether this processor has AMX for int8 and bfloat16, and the system lets this process use
+    its registers, which it asks for."""
+    is_linux = platform.system() == "Linux" and platform.machine() == "x86_64"
+    if not (is_linux and processor_has("amx-bf16") and processor_has("amx-int8")):
+        return False
+    call = map(ctypes.c_long, (_ARCH_PRCTL, _REQUEST, _TILE_DATA))
+    return bool(ctypes.CDLL(None).syscall(*call) == 0)
 
 
 LANES = 16 if processor_has("avx512f") else 8  # float32 numbers in a register

@@ -4,7 +4,8 @@ A library's product costs tens of microseconds before it begins, packs slowly, a
 anew for every number of rows; when a few rows decode, that is half of the time. One instruction
 multiplies 4 bytes of an input (4 numbers of 8 bits, or 2 in bfloat16) with those of 16 outputs and
 adds the results up. A tile is a few rows times 64 outputs, whose sums stay in registers while the
-inputs are gone through; weights stand in the order in which tiles read them.
+inputs are gone through; weights stand in the order in which tiles read them. Where the processor
+has AMX, which multiplies whole tiles, the same weights are read by `sampling/amx.py`.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from numba.extending import intrinsic, overload
 
 from forethought.sampling import amx
 from forethought.sampling.kernels import compiled, largest, to_bfloat16
-from forethought.sampling.lanes import INT, PANEL, fetch, processor_has, row_at, spread
+from forethought.sampling.lanes import INT, PANEL, fetch, may_use_amx, processor_has, row_at, spread
 from forethought.sampling.outputs import AT_ONCE, WORDS, constants_of, finish, load_at
 from forethought.sampling.scaled import ZERO
 from forethought.sampling.team import share_out
@@ -27,7 +28,7 @@ from forethought.sampling.team import share_out
 _CAN_ASSEMBLE = hasattr(binding, "initialize_native_asmparser")
 HAS_INT8 = _CAN_ASSEMBLE and processor_has("avx512vnni")
 HAS_BFLOAT16 = _CAN_ASSEMBLE and processor_has("avx512bf16")
-HAS_AMX = _CAN_ASSEMBLE and amx.may_use_amx()
+HAS_AMX = _CAN_ASSEMBLE and may_use_amx()
 WORDS_AT_ONCE = amx.WORDS if HAS_AMX else 1  # of an input
 if HAS_INT8 or HAS_BFLOAT16:
     binding.initialize_native_asmparser()
@@ -115,7 +116,7 @@ def _dot(b: Any, total: Any, given: Any, weight: Any, is_bytes: bool) -> Any:
 
 
 @compiled
-def _multiply_rows(
+def by_dot_products(
     by_rows: bool,
     inputs: Any,
     panels: Any,
@@ -127,7 +128,7 @@ def _multiply_rows(
     start: int,
     stop: int,
 ) -> None:
-    """`multiply`, of the rows or else the panels from `start` to `stop`."""
+    """`multiply`, of the rows or else the panels from `start` to `stop`, by AVX-512."""
     first_panel, end = (0, len(panels)) if by_rows else (start, stop)
     first_row, n = (start, stop) if by_rows else (0, len(inputs))
     for p in range(first_panel, end):
@@ -153,7 +154,7 @@ def _multiply_rows(
             _tile((0,), inputs, r, w, o, f, b, scales, out, c, ())
 
 
-multiply_rows = amx.multiply_rows if HAS_AMX else _multiply_rows
+multiply_rows = amx.by_amx if HAS_AMX else by_dot_products
 
 
 @compiled
