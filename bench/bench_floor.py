@@ -7,8 +7,8 @@ that arithmetic, and the fastest copy of memory. The floor of a part is the long
 operations (2 a weight and token forward, 6 forward and backward; the head only where a token is
 learned or drawn; attention left out) at the limit of its format and its fewest bytes at the other.
 Operations in int8 count as those of the format next to it. Reading prompts and the backward pass
-are in the format that a run has here. Best of several repeats. Writes docs/results/floor.json, or
-floor_bf16.json.
+are in the format that a run has here. Best of several repeats. Writes docs/results/floor.json,
+floor_bf16.json or floor_amx.json.
 """
 
 from __future__ import annotations

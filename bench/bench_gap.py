@@ -6,7 +6,7 @@ Completions of 16 problems x 4 siblings, at most 48 tokens, sampled with weights
 float16, int8 and, on a processor that has it, bfloat16; the log-probability that the sampler
 recorded for each token against the one that the update computes, in float32 or, for bfloat16, as it
 would there. Also the share of tokens whose ratio is above importance_cap's 2. Writes
-docs/results/gap.json, or gap_bf16.json on such a processor.
+docs/results/gap.json, gap_bf16.json on such a processor, gap_amx.json with AMX.
 """
 
 from __future__ import annotations

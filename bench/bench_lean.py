@@ -10,7 +10,7 @@ compiled and by torch; attention of 128 rows (prompts of 80 tokens, 64 of their 
 of torch's, in one thread, in OpenMP's and in two of Python's own; a step of SmolLM2-135M and of the
 bundled model by one compiled call for all layers and by one for each operation, with 8 and 128
 rows. Medians of 31 in turn. Writes
-docs/results/lean_bf16.json; on a processor without AVX-512's dot products it measures nothing.
+docs/results/lean_bf16.json, or lean_amx.json; on a processor without AVX-512's dot products it measures nothing.
 """
 
 from __future__ import annotations
@@ -98,7 +98,7 @@ def of_sharing() -> dict[str, float]:
     x, rows = Scaled.in_format(torch.randn(128, SHAPES["gate_up"][0]), product.takes), 128
     y = np.empty((rows, SHAPES["gate_up"][1]), np.float32)
     out, threads = Scaled.room(rows, y.shape[1] // 2, "bfloat16"), usable_cores()
-    rest = product.panels, product.offsets, product.factors, product.biases, x.scales, y
+    rest = (product.panels, product.offsets, product.factors, product.biases), x.scales, y
 
     def way(by_rows: bool) -> Callable[[], object]:
         def run() -> None:

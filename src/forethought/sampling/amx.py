@@ -1,4 +1,4 @@
-"""Sums of a tile by AMX: 8 registers of 16 rows of 64 bytes, and instructions that multiply two.
+"""A matrix product by AMX: 8 registers of 16 rows of 64 bytes, and instructions that multiply two.
 
 One instruction multiplies 16 rows of 16 words of inputs with 16 words of 16 outputs each and adds
 the results up: 16 times the work of AVX-512's dot products. A word is 4 bytes: 2 numbers in
@@ -27,8 +27,8 @@ from forethought.sampling.lanes import (
     row_at,
     shape_of,
 )
-from forethought.sampling.outputs import WORDS as VECTOR
-from forethought.sampling.outputs import constants_of, finish, load_at
+from forethought.sampling.tile_outputs import WORDS as VECTOR
+from forethought.sampling.tile_outputs import constants_of, finish, load_at
 
 ROWS = 16  # of a register
 WORDS = 16  # of one of its rows
@@ -197,21 +197,13 @@ def _lines_each(num_rows: int) -> int:
 
 @compiled
 def by_amx(
-    by_rows: bool,
-    inputs: Any,
-    panels: Any,
-    offsets: Any,
-    factors: Any,
-    biases: Any,
-    scales: Any,
-    out: Any,
-    start: int,
-    stop: int,
+    by_rows: bool, inputs: Any, product: Any, scales: Any, out: Any, start: int, stop: int
 ) -> None:
     """`multiply` of `sampling/tiles.py`, of the rows or else the panels from `start` to `stop`.
 
     Rows that fill no register are multiplied once more with some of those before them.
     """
+    panels, offsets, factors, biases = product
     first_panel, end = (0, len(panels)) if by_rows else (start, stop)
     first, n = (start, stop) if by_rows else (0, len(inputs))
     if first == n or first_panel == end:

@@ -39,7 +39,7 @@ _ZERO, _ONE, _HALF = np.float32(0.0), np.float32(1.0), np.float32(0.5)
 _SMALLEST = np.float32(1e-12)
 _SOURCES = (
     *("sampling/" + name for name in ("amx", "attention", "draw_kernel", "kernels", "scaled")),
-    *("sampling/head_vectors", "sampling/lanes", "sampling/outputs", "sampling/row_vectors"),
+    *("sampling/head_vectors", "sampling/lanes", "sampling/row_vectors", "sampling/tile_outputs"),
     *("sampling/team", "sampling/tiles", "sampling/vectors", "sampling/whole_step"),
     *("training/passes", "training/strip_attention", "training/strip_rows"),
 )

@@ -49,10 +49,7 @@ class Tiled:
             threads if self.panels.size > _WORTH_SHARING else 1,
             len(out) >= tiles.ROWS_EACH * threads,
             x.values.view(self.panels.dtype),
-            self.panels,
-            self.offsets,
-            self.factors,
-            self.biases,
+            (self.panels, self.offsets, self.factors, self.biases),
             x.scales,
             out,
         )

@@ -21,9 +21,9 @@ from numba.extending import intrinsic, overload
 from forethought.sampling import amx
 from forethought.sampling.kernels import compiled, largest, to_bfloat16
 from forethought.sampling.lanes import INT, PANEL, fetch, may_use_amx, processor_has, row_at, spread
-from forethought.sampling.outputs import AT_ONCE, WORDS, constants_of, finish, load_at
 from forethought.sampling.scaled import ZERO
 from forethought.sampling.team import share_out
+from forethought.sampling.tile_outputs import AT_ONCE, WORDS, constants_of, finish, load_at
 
 _CAN_ASSEMBLE = hasattr(binding, "initialize_native_asmparser")
 HAS_INT8 = _CAN_ASSEMBLE and processor_has("avx512vnni")
@@ -116,19 +116,27 @@ def _dot(b: Any, total: Any, given: Any, weight: Any, is_bytes: bool) -> Any:
 
 
 @compiled
+def multiply(
+    num_threads: int, by_rows: bool, inputs: Any, product: Any, scales: Any, out: Any
+) -> None:
+    """The product of inputs (n, W) with `product`, into out (n, P * PANEL): panels (P, W, PANEL),
+    and offsets, factors and biases, (P, PANEL) each. See `_tile`.
+
+    With few rows every thread should read its own share of the weights, which is what takes time
+    then. With many it should have its own rows (`by_rows`), as in the passes between two products,
+    so that what one thread wrote is not read by another, from whose cache it would have to come.
+    Its first tiles of a panel fetch the next one then: multiplying takes as long as reading it.
+    """
+    arguments = by_rows, inputs, product, scales, out
+    share_out(multiply_rows, arguments, len(inputs) if by_rows else len(product[0]), num_threads)
+
+
+@compiled
 def by_dot_products(
-    by_rows: bool,
-    inputs: Any,
-    panels: Any,
-    offsets: Any,
-    factors: Any,
-    biases: Any,
-    scales: Any,
-    out: Any,
-    start: int,
-    stop: int,
+    by_rows: bool, inputs: Any, product: Any, scales: Any, out: Any, start: int, stop: int
 ) -> None:
     """`multiply`, of the rows or else the panels from `start` to `stop`, by AVX-512."""
+    panels, offsets, factors, biases = product
     first_panel, end = (0, len(panels)) if by_rows else (start, stop)
     first_row, n = (start, stop) if by_rows else (0, len(inputs))
     for p in range(first_panel, end):
@@ -155,30 +163,6 @@ def by_dot_products(
 
 
 multiply_rows = amx.by_amx if HAS_AMX else by_dot_products
-
-
-@compiled
-def multiply(
-    num_threads: int,
-    by_rows: bool,
-    inputs: Any,
-    panels: Any,
-    offsets: Any,
-    factors: Any,
-    biases: Any,
-    scales: Any,
-    out: Any,
-) -> None:
-    """The product of inputs (n, W) with panels (P, W, PANEL), into out (n, P * PANEL); offsets,
-    factors and biases are (P, PANEL). See `_tile`.
-
-    With few rows every thread should read its own share of the weights, which is what takes time
-    then. With many it should have its own rows (`by_rows`), as in the passes between two products,
-    so that what one thread wrote is not read by another, from whose cache it would have to come.
-    Its first tiles of a panel fetch the next one then: multiplying takes as long as reading it.
-    """
-    arguments = (by_rows, inputs, panels, offsets, factors, biases, scales, out)
-    share_out(multiply_rows, arguments, len(inputs) if by_rows else len(panels), num_threads)
 
 
 @compiled

@@ -73,8 +73,7 @@ class WholeLayers:
         ]
         run_layers(
             threads,
-            threads == 1
-            or rows >= (int(__import__("os").environ.get("RE", "0")) or ROWS_EACH) * threads,
+            threads == 1 or rows >= ROWS_EACH * threads,
             step.own is step.prompts and threads > 1,
             self.together,
             hidden,

@@ -144,10 +144,7 @@ def _multiply_in(team: Any, given: Any, product: Any, layer: int, out: Any) -> N
     multiply_rows(
         by_rows,
         given[1],
-        panels[layer],
-        offsets[layer],
-        factors[layer],
-        biases[layer],
+        (panels[layer], offsets[layer], factors[layer], biases[layer]),
         given[2],
         out,
         count * start // num_threads,
