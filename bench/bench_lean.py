@@ -9,8 +9,8 @@ threads sharing out rows or outputs of our tiles; 128 tokens drawn from the whol
 compiled and by torch; attention of 128 rows (prompts of 80 tokens, 64 of their own) after a product
 of torch's, in one thread, in OpenMP's and in two of Python's own; a step of SmolLM2-135M and of the
 bundled model by one compiled call for all layers and by one for each operation, with 8 and 128
-rows. Medians of 31 in turn. Writes docs/results/lean_bf16.json, or lean_amx.json on a processor with
-AMX; on one without AVX-512's dot products it measures nothing.
+rows. Medians of 31 in turn. Writes docs/results/lean_bf16.json, or lean_amx.json on a processor
+with AMX; on one without AVX-512's dot products it measures nothing.
 """
 
 from __future__ import annotations
