@@ -31,7 +31,7 @@ Array = Any
 @njit  # type: ignore[untyped-decorator]
 def weigh(x: Array, count: int, stop: int) -> Any:
     top = largest_of(x, 1, count)
-    return top, exponentials(x, 1, count, stop, top)
+    return top, exponentials(x, 1, count, stop, top, x)
 
 
 @njit  # type: ignore[untyped-decorator]

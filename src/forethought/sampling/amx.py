@@ -35,7 +35,10 @@ WORDS = 16  # of one of its rows
 _HALF = PANEL // 2
 _OF_BLOCK = WORDS * PANEL * 4 // LINE  # lines of a block of weights, 16 words of every output
 _AHEAD = 3 * _OF_BLOCK
-_NUM_SUMS = 4  # registers of sums; inputs and weights have the other four
+# The registers of sums are those below. A processor whose other thread multiplies too, for
+# whomever, has few registers left to rename these to: with four or five in use a product takes half
+# of the time that it takes with all eight.
+_INPUTS, _WEIGHTS = 4, 5
 _CHANGED = "~{memory},~{dirflag},~{fpsr},~{flags}"
 
 
@@ -45,7 +48,7 @@ def _shapes() -> Any:
     shapes[:, 0] = 1  # the one palette there is
     shapes[:, 16:32].view(np.uint16)[:] = 4 * WORDS  # bytes of a row, of each register
     shapes[:, 48:56] = WORDS
-    shapes[:, 48 : 48 + _NUM_SUMS + 1] = np.arange(ROWS + 1)[:, None]
+    shapes[:, 48 : 48 + _INPUTS + 1] = np.arange(ROWS + 1)[:, None]
     return shapes
 
 
@@ -81,13 +84,11 @@ def release(typing: Any) -> Any:
     return types.void(), body
 
 
-def _tiles(num_inputs: int) -> Any:
-    num_weights = _NUM_SUMS // num_inputs
-
+def _tiles(num_tiles: int) -> Any:
     @intrinsic  # type: ignore[untyped-decorator]
     def tiles(
         typing: Any,
-        rows: Any,
+        start: Any,
         count: Any,
         inputs: Any,
         panel: Any,
@@ -99,15 +100,15 @@ def _tiles(num_inputs: int) -> Any:
         ahead: Any,
     ) -> Any:
         """out[r, column:] = the dot products of row r with panel[:, at:], of 16 times so many
-        outputs, for `count` rows (as many as are configured) from each of `rows` on; then less
-        offsets, times factors * scales[r], plus biases, which are the `constants`, (64,) each.
+        outputs, for `count` rows (as many as are configured) from `start` on; then less offsets,
+        times factors * scales[r], plus biases, which are the `constants`, (64,) each.
 
         inputs (n, W): int32 where their bytes are numbers, else uint32; panel (W, 64) of the same,
         W whole registers; scales (n,); out (n, N); ahead: the panel that is next, and which lines
         of each of its blocks are fetched meanwhile: the first one and how many.
         """
         signature = types.void(
-            rows, count, inputs, panel, at, constants, scales, out, column, ahead
+            start, count, inputs, panel, at, constants, scales, out, column, ahead
         )
         is_bytes = inputs.dtype == types.int32
 
@@ -116,26 +117,24 @@ def _tiles(num_inputs: int) -> Any:
                 array_of(context, b, signature.args[i], values[i]) for i in (2, 3, 6, 7)
             )
             kinds, parts = signature.args[5], cgutils.unpack_tuple(b, values[5])
-            starts, count, at, column = (values[i] for i in (0, 1, 4, 8))
+            start, count, at, column = (values[i] for i in (0, 1, 4, 8))
             following, *lines = cgutils.unpack_tuple(b, values[9])
             coming = array_of(context, b, signature.args[9][0], following), *lines
-            starts = cgutils.unpack_tuple(b, starts)
-            places = [row_at(b, inputs, r) for r in starts], row_at(b, panel, INT(0), at)
-            _sum_up(b, num_weights, is_bytes, inputs, panel, places, coming)
-            sums = _stored(b)
+            places = row_at(b, inputs, start), row_at(b, panel, INT(0), at)
+            _sum_up(b, num_tiles, is_bytes, inputs, panel, places, coming)
+            sums = _stored(b, num_tiles)
             of_outputs = [
                 b.gep(array_of(context, b, kind, part).data, [at])
                 for kind, part in zip(kinds, parts, strict=True)
             ]
-            constants = [constants_of(b, of_outputs, v) for v in range(num_weights)]
-            for i, start in enumerate(starts):
-                with cgutils.for_range(b, count) as loop:
-                    r = b.add(start, loop.index)
-                    scale, place = b.load(b.gep(scales.data, [r])), row_at(b, out, r, column)
-                    for v in range(num_weights):
-                        at = b.add(INT((i * num_weights + v) * ROWS), loop.index)
-                        found = load_at(b, b.gep(sums, [b.mul(at, INT(WORDS))]), 0, VECTOR)
-                        finish(b, found, constants[v], scale, place, v, is_bytes)
+            constants = [constants_of(b, of_outputs, v) for v in range(num_tiles)]
+            with cgutils.for_range(b, count) as loop:
+                r = b.add(start, loop.index)
+                scale, place = b.load(b.gep(scales.data, [r])), row_at(b, out, r, column)
+                for v in range(num_tiles):
+                    at = b.add(INT(v * ROWS), loop.index)
+                    found = load_at(b, b.gep(sums, [b.mul(at, INT(WORDS))]), 0, VECTOR)
+                    finish(b, found, constants[v], scale, place, v, is_bytes)
             return context.get_dummy_value()
 
         return signature, body
@@ -144,15 +143,15 @@ def _tiles(num_inputs: int) -> Any:
 
 
 def _sum_up(
-    b: Any, num_weights: int, is_bytes: bool, inputs: Any, panel: Any, places: Any, coming: Any
+    b: Any, num_tiles: int, is_bytes: bool, inputs: Any, panel: Any, places: Any, coming: Any
 ) -> None:
-    """Into the registers of sums: of the first 16 rows of inputs by 16 outputs after 16 others,
-    then of the next. Every block of 16 words needs all of its inputs and weights once."""
+    """Into the registers of sums: of 16 rows of inputs by 16 outputs after 16 others. All weights
+    go through one register."""
     product = "tdpbusd" if is_bytes else "tdpbf16ps"
     of_inputs, of_panel = (cgutils.unpack_tuple(b, array.strides)[0] for array in (inputs, panel))
-    starts, weights = [b.ptrtoint(place, INT) for place in places[0]], b.ptrtoint(places[1], INT)
-    (following, first, num_lines), free = coming, _NUM_SUMS + len(starts)
-    for register in range(_NUM_SUMS):
+    start, weights = (b.ptrtoint(place, INT) for place in places)
+    following, first, num_lines = coming
+    for register in range(num_tiles):
         _emit(b, f"tilezero %tmm{register}")
     num_blocks = b.udiv(shape_of(b, panel)[0], INT(WORDS))
     with cgutils.for_range(b, num_blocks) as loop:
@@ -161,38 +160,110 @@ def _sum_up(
             number = b.add(first, line.index)
             fetch(b, b.gep(block, [b.mul(number, INT(LINE // 4))]))
         along = b.mul(loop.index, INT(4 * WORDS))
-        for i, start in enumerate(starts):
-            _emit(b, f"tileloadd ($0,$1,1), %tmm{_NUM_SUMS + i}", b.add(start, along), of_inputs)
+        _emit(b, f"tileloadd ($0,$1,1), %tmm{_INPUTS}", b.add(start, along), of_inputs)
         block = b.add(weights, b.mul(along, INT(PANEL)))
-        for v in range(num_weights):
-            given = free + v % (2 * _NUM_SUMS - free)
-            _emit(b, f"tileloaddt1 {4 * WORDS * v}($0,$1,1), %tmm{given}", block, of_panel)
-            for i in range(len(starts)):
-                total = i * num_weights + v
-                _emit(b, f"{product} %tmm{given}, %tmm{_NUM_SUMS + i}, %tmm{total}")
+        for v in range(num_tiles):
+            _emit(b, f"tileloadd {4 * WORDS * v}($0,$1,1), %tmm{_WEIGHTS}", block, of_panel)
+            _emit(b, f"{product} %tmm{_WEIGHTS}, %tmm{_INPUTS}, %tmm{v}")
 
 
-def _stored(b: Any) -> Any:
+def _stored(b: Any, num_tiles: int) -> Any:
     """The registers of sums in memory, one after the other."""
-    room = cgutils.alloca_once(b, ir.ArrayType(INT32, _NUM_SUMS * ROWS * WORDS))
+    room = cgutils.alloca_once(b, ir.ArrayType(INT32, num_tiles * ROWS * WORDS))
     room.align = LINE
     sums = b.bitcast(room, INT32.as_pointer())
-    for register in range(_NUM_SUMS):
+    for register in range(num_tiles):
         place = b.ptrtoint(b.gep(sums, [INT(register * ROWS * WORDS)]), INT)
         _emit(b, f"tilestored %tmm{register}, ($0,$1,1)", place, INT(4 * WORDS))
     return sums
 
 
-tiles_of_one, tiles_of_two = _tiles(1), _tiles(2)  # 64 outputs of 16 rows, 32 of twice 16
+half_panel, whole_panel = _tiles(2), _tiles(4)
+
+
+def _strip(num_tiles: int) -> Any:
+    @intrinsic  # type: ignore[untyped-decorator]
+    def strip(
+        typing: Any,
+        left: Any,
+        row: Any,
+        right: Any,
+        offset: Any,
+        strides: Any,
+        num_steps: Any,
+        ahead: Any,
+        out: Any,
+        out_row: Any,
+        column: Any,
+    ) -> Any:
+        """out[out_row:, column:] = the product in bfloat16 of the rows of `left` from `row` on, as
+        many as are configured, with so many tiles of `right`, 16 columns each.
+
+        left: (rows, num_steps * 32 or more); out: float32. A tile of `right` is 16 rows of 16 words
+        of two numbers, which one column has below each other; the first begins `offset` bytes from
+        where `right` does, and `strides` are the bytes from a tile to the next one, from a tile to
+        that of the next 32 numbers of `left`, and from row to row. `ahead`: what stands as `right`
+        does and is read next, and is fetched meanwhile.
+        """
+        signature = types.void(
+            left, row, right, offset, strides, num_steps, ahead, out, out_row, column
+        )
+
+        def body(context: Any, b: Any, signature: Any, values: Any) -> Any:
+            left, right, ahead, out = (
+                array_of(context, b, signature.args[i], values[i]) for i in (0, 2, 6, 7)
+            )
+            row, offset, num_steps, out_row, column = (values[i] for i in (1, 3, 5, 8, 9))
+            of_tile, of_step, of_row = cgutils.unpack_tuple(b, values[4])
+            of_left, of_out = (cgutils.unpack_tuple(b, array.strides)[0] for array in (left, out))
+            start = b.ptrtoint(row_at(b, left, row), INT)
+            place, coming = (b.add(b.ptrtoint(a.data, INT), offset) for a in (right, ahead))
+            for register in range(num_tiles):
+                _emit(b, f"tilezero %tmm{register}")
+            with cgutils.for_range(b, num_steps) as loop:
+                along = b.add(start, b.mul(loop.index, INT(4 * WORDS)))
+                _emit(b, f"tileloadd ($0,$1,1), %tmm{_INPUTS}", along, of_left)
+                for v in range(num_tiles):
+                    past = b.add(b.mul(loop.index, of_step), b.mul(INT(v), of_tile))
+                    _emit(b, f"tileloadd ($0,$1,1), %tmm{_WEIGHTS}", b.add(place, past), of_row)
+                    _emit(b, f"tdpbf16ps %tmm{_WEIGHTS}, %tmm{_INPUTS}, %tmm{v}")
+                    following = b.add(coming, past)
+                    with cgutils.for_range(b, INT(ROWS)) as line:
+                        at = b.add(following, b.mul(line.index, of_row))
+                        fetch(b, b.inttoptr(at, INT32.as_pointer()))
+            for v in range(num_tiles):
+                found = b.gep(row_at(b, out, out_row), [b.add(column, INT(v * WORDS))])
+                _emit(b, f"tilestored %tmm{v}, ($0,$1,1)", b.ptrtoint(found, INT), of_out)
+            return context.get_dummy_value()
+
+        return signature, body
+
+    return strip
+
+
+strip_1, strip_2 = _strip(1), _strip(2)
+
+
+@intrinsic  # type: ignore[untyped-decorator]
+def fetch_lines(typing: Any, x: Any) -> Any:
+    """Ask for all of x, which is contiguous."""
+
+    def body(context: Any, b: Any, signature: Any, values: Any) -> Any:
+        x = array_of(context, b, signature.args[0], values[0])
+        start, of_first = b.ptrtoint(x.data, INT), cgutils.unpack_tuple(b, x.strides)[0]
+        size = b.mul(shape_of(b, x)[0], of_first)
+        with cgutils.for_range_slice(b, INT(0), size, INT(LINE)) as (at, _):
+            fetch(b, b.inttoptr(b.add(start, at), INT32.as_pointer()))
+        return context.get_dummy_value()
+
+    return types.void(x), body
 
 
 @part
 def _lines_each(num_rows: int) -> int:
-    """Of a block of the next panel how many lines each of the tiles with these rows fetches. A tile
-    alone fetches nothing of it, but the blocks that it will come to itself."""
-    num_pairs, rest = num_rows // (2 * ROWS), num_rows % (2 * ROWS)
-    count = 2 * num_pairs + (2 if rest > ROWS else 1 if rest else 0)
-    return (_OF_BLOCK + count - 1) // count if count > 1 else 0
+    """Of a block of the next panel how many lines each of the tiles with these rows fetches."""
+    count = (num_rows + ROWS - 1) // ROWS * 2
+    return (_OF_BLOCK + count - 1) // count
 
 
 @compiled
@@ -201,7 +272,9 @@ def by_amx(
 ) -> None:
     """`multiply` of `sampling/tiles.py`, of the rows or else the panels from `start` to `stop`.
 
-    Rows that fill no register are multiplied once more with some of those before them.
+    Rows that fill no register are multiplied once more with some of those before them. Rows that
+    have a panel to themselves fetch the blocks of it that they will come to; else the rows at a
+    panel fetch the next one.
     """
     panels, offsets, factors, biases = product
     first_panel, end = (0, len(panels)) if by_rows else (start, stop)
@@ -212,17 +285,16 @@ def by_amx(
     configure(SHAPES[count])
     lines = _lines_each(n - first)
     for p in range(first_panel, end):
-        constants, column = (offsets[p], factors[p], biases[p]), p * PANEL
-        r, following, line = first, panels[min(p + 1, end - 1)], 0
-        while n - r > ROWS:
-            rows = r, min(r + ROWS, n - ROWS)
+        panel, constants, column = panels[p], (offsets[p], factors[p], biases[p]), p * PANEL
+        if count == n - first:
+            ahead = (panel, _AHEAD, _OF_BLOCK)
+            whole_panel(first, count, inputs, panel, 0, constants, scales, out, column, ahead)
+            continue
+        following, line = panels[min(p + 1, end - 1)], 0
+        for r in range(first, n, ROWS):
+            row = min(r, n - ROWS)
             for at in (0, _HALF):
                 ahead, to = (following, line, lines), column + at
-                tiles_of_two(rows, count, inputs, panels[p], at, constants, scales, out, to, ahead)
+                half_panel(row, count, inputs, panel, at, constants, scales, out, to, ahead)
                 line += lines
-            r += 2 * ROWS
-        if r < n:
-            ahead = (following, line, lines) if lines else (panels[p], _AHEAD, _OF_BLOCK)
-            row = (max(first, n - ROWS),)
-            tiles_of_one(row, count, inputs, panels[p], 0, constants, scales, out, column, ahead)
     release()

@@ -193,7 +193,7 @@ def attend_rows(
             score(together, asking, 0, mine, _blocks(count), scores, 0, first, ahead)
             for i in range(len(together)):
                 top = largest_of(scores, i, first + count)
-                factors[j + i] = _ONE / exponentials(scores, i, first + count, 0, top)
+                factors[j + i] = _ONE / exponentials(scores, i, first + count, 0, top, scores)
             sums[:] = _ZERO
             shared, ahead = prompt_values[layer, g, h], prompt_values[layer, g2, h]
             weigh(together, scores, 0, shared, first, sums, 0, ahead)

@@ -61,7 +61,7 @@ class Decoder:
         `prompt` tokens, completions of up to `own`, together up to `columns`."""
         self._refresh()
         lean = self._lean
-        dtype = self._model.dtype if lean is None else getattr(torch, lean.cache_form)
+        dtype = self._model.dtype if lean is None else lean.cache_dtype
         affordable = self._max_cache_bytes // row_bytes(self._model, columns, dtype)
         num_rows = max(1, min(num_rows, affordable))
         if self._lean is not None:

@@ -40,7 +40,8 @@ _SMALLEST = np.float32(1e-12)
 _SOURCES = (
     *("sampling/" + name for name in ("amx", "attention", "draw_kernel", "kernels", "scaled")),
     *("sampling/head_vectors", "sampling/lanes", "sampling/row_vectors", "sampling/tile_outputs"),
-    *("sampling/team", "sampling/tiles", "sampling/vectors", "sampling/whole_step"),
+    *("sampling/paired_attention", "sampling/team", "sampling/tiles", "sampling/vectors"),
+    "sampling/whole_step",
     *("training/passes", "training/strip_attention", "training/strip_rows"),
 )
 OPTIONS: dict[str, Any] = {"fastmath": _FASTMATH, "error_model": "numpy"}

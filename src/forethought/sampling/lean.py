@@ -47,20 +47,24 @@ class LeanModel:
         base: Any = model.base_model
         caller: Any = model
         heads = [caller.get_output_embeddings()]
+        form: Form = "float32"
         whole = WholeLayers.of(model, weights)
         if whole is not None:
             layers: Blocks | WholeLayers = whole
             [head] = products_of([heads], weights)
+            form = whole.cache_form
         else:
             stacks = [stack for layer in base.layers for stack in stacks_of(layer)]
             *products, head = products_of([*stacks, heads], weights)
             layers = Blocks.of(model, products)
+            if layers.is_coarse or is_coarse(head):
+                form = "bfloat16"
         return LeanModel(
             model=model,
             layers=layers,
             norm=Norm.of(base.norm),
             head=head,
-            cache_form="bfloat16" if layers.is_coarse or is_coarse(head) else "float32",
+            cache_form=form,
             rotations={},
         )
 
@@ -69,21 +73,29 @@ class LeanModel:
         self, cache: SharedCache, token_ids: Sequence[int], lengths: Sequence[int]
     ) -> Tensor:
         """Feed one token a live row, which stands at position lengths[r]: logits (n, V)."""
-        groups, prompt_lengths, seats, own_lengths = cache.seats(lengths)
+        order, back = cache.order()
+        seen = (indices[order] for indices in cache.seats(lengths))
+        groups, prompt_lengths, seats, own_lengths = seen
         cos, sin = self._rotation(cache.max_columns)
         step = Step(
             prompts=cache.prompts,
             own=cache.own,
             cos=cos,
             sin=sin,
-            positions=np.array(lengths, dtype=np.int64),
+            positions=np.array(lengths, dtype=np.int64)[order],
             groups=groups,
             prompt_lengths=prompt_lengths,
             seats=seats,
             own_lengths=own_lengths,
             num_seen=sum(lengths) + len(lengths),
         )
-        return self._logits(*self._through(token_ids, step))
+        hidden, more = self._through([token_ids[row] for row in order], step)
+        return self._logits(hidden[back], more[back])
+
+    @property
+    def cache_dtype(self) -> torch.dtype:
+        """Of keys and values, whichever way they stand."""
+        return torch.float32 if self.cache_form == "float32" else torch.bfloat16
 
     @property
     def reads(self) -> bool:
@@ -97,6 +109,7 @@ class LeanModel:
         in the prompt's seat."""
         counts = np.array([len(prompt) for prompt in prompts])
         table = Table.room(self.model, len(prompts), int(counts.max()), self.cache_form)
+        table.end(counts)
         positions = np.concatenate([np.arange(count) for count in counts])
         none = np.zeros_like(positions)
         cos, sin = self._rotation(int(counts.max()))

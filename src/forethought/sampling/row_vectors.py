@@ -64,23 +64,25 @@ def largest_of(typing: Any, x: Any, r: Any, count: Any) -> Any:
 
 
 @intrinsic  # type: ignore[untyped-decorator]
-def exponentials(typing: Any, x: Any, r: Any, count: Any, stop: Any, top: Any) -> Any:
-    """x[r, :count] becomes exp(x - top), and x[r, count:stop] 0, up to a multiple of LANES.
-    Returns the sum."""
+def exponentials(typing: Any, x: Any, r: Any, count: Any, stop: Any, top: Any, out: Any) -> Any:
+    """out[r, :count] becomes exp(x[r] - top), and out[r, count:stop] 0, up to a multiple of LANES;
+    out is float32, and may be x, or bfloat16. Returns the sum, of what is not rounded."""
 
     def body(context: Any, b: Any, signature: Any, values: Any) -> Any:
-        x = array_of(context, b, signature.args[0], values[0])
-        row, (count, stop), top = row_at(b, x, values[1]), values[2:4], spread(b, values[4])
+        row, target = (
+            row_at(b, array_of(context, b, signature.args[i], values[i]), values[1]) for i in (0, 5)
+        )
+        (count, stop), top = values[2:4], spread(b, values[4])
         total = variable(b, constant(0.0))
         with _blocks(b, count) as start:
             found = _exponential(b, minus(b, load(b, b.gep(row, [start])), top))
             found = b.select(_before(b, start, count), found, constant(0.0))
-            store(b, found, b.gep(row, [start]))
+            store(b, found, b.gep(target, [start]))
             add_to(b, total, found)
-        _clear(b, row, count, stop)
+        _clear(b, target, count, stop)
         return across(b, b.load(total), plus)
 
-    return types.float32(x, r, count, stop, top), body
+    return types.float32(x, r, count, stop, top, out), body
 
 
 @intrinsic  # type: ignore[untyped-decorator]

@@ -21,14 +21,19 @@ from forethought.sampling.cache import Prefill, cache_shape, round_up
 from forethought.sampling.lanes import LANES
 
 Prompt = tuple[int, ...]
-Numbers = NDArray[np.float32] | NDArray[np.uint16]  # of bfloat16, the upper half of a float32
+Numbers = NDArray[np.float32] | NDArray[np.uint16] | NDArray[np.uint32]
 Indices = NDArray[np.int64]
-Form = Literal["float32", "bfloat16"]
+# Of bfloat16 the upper half of a float32 is kept. In "paired" it stands in words of two numbers,
+# for AMX: of a key its numbers 2i and 2i + 1, of values those of tokens 2t and 2t + 1.
+Form = Literal["float32", "bfloat16", "paired"]
+_PAIRED = 2 * LANES  # tokens whose values are read together where they are paired
 
 
 class Table(NamedTuple):
     """Keys (layers, count, kv_heads, blocks, head_dim, LANES), in blocks of LANES tokens, and
-    values (layers, count, kv_heads, columns, head_dim rounded up to whole vectors)."""
+    values (layers, count, kv_heads, columns, head_dim rounded up to whole vectors). In pairs keys
+    (layers, count, kv_heads, blocks, head_dim / 2, LANES), uint32, and values (layers, count,
+    kv_heads, columns / 2, head_dim * 2), uint16."""
 
     keys: Numbers
     values: Numbers
@@ -38,39 +43,69 @@ class Table(NamedTuple):
         """For `count` sequences, not filled in yet; by torch, whose memory begins where a
         register's does."""
         layers, kv_heads, head_dim = cache_shape(model)
-        dtype = torch.float32 if form == "float32" else torch.uint16
         columns = round_up(columns)
-        shapes = (columns // LANES, head_dim, LANES), (columns, _whole(head_dim, LANES))
+        blocks, width = columns // LANES, _whole(head_dim, LANES)
+        shapes = (blocks, head_dim, LANES), (columns, width)
+        kinds = [torch.float32 if form == "float32" else torch.uint16] * 2
+        if form == "paired":
+            shapes = (blocks, head_dim // 2, LANES), (columns // 2, 2 * head_dim)
+            kinds = [torch.uint32, torch.uint16]
         return Table(
-            *(torch.empty(layers, count, kv_heads, *s, dtype=dtype).numpy() for s in shapes)
+            *(
+                torch.empty(layers, count, kv_heads, *shape, dtype=kind).numpy()
+                for shape, kind in zip(shapes, kinds, strict=True)
+            )
         )
+
+    @property
+    def is_paired(self) -> bool:
+        return self.keys.dtype == np.uint32
+
+    def end(self, lengths: Indices) -> None:
+        """Make what is read beyond each sequence's end 0, where it must be a number."""
+        if self.is_paired:
+            for place, length in enumerate(lengths):
+                self.values[:, place, :, length // 2 : self._entries(length)] = 0
 
     def alone(self, place: int, length: int) -> Table:
         """A copy of the first `length` tokens of one place: a view would keep all of them alive."""
         blocks = _whole(length, LANES) // LANES
         return Table(
             self.keys[:, place : place + 1, :, :blocks].copy(),
-            self.values[:, place : place + 1, :, :length].copy(),
+            self.values[:, place : place + 1, :, : self._entries(length)].copy(),
         )
 
     def copy(self, origin: Table, source: int, target: int, length: int) -> None:
         """The first `length` tokens of one place in `origin` to one here."""
-        blocks = _whole(length, LANES) // LANES
+        blocks, entries = _whole(length, LANES) // LANES, self._entries(length)
         self.keys[:, target, :, :blocks] = origin.keys[:, source, :, :blocks]
-        self.values[:, target, :, :length] = origin.values[:, source, :, :length]
+        self.values[:, target, :, :entries] = origin.values[:, source, :, :entries]
 
     def fill(self, layer: int, place: int, keys: Tensor, values: Tensor) -> None:
         """keys, values: (kv_heads, P, head_dim)."""
         kv_heads, length, size = keys.shape
-        blocks = _whole(length, LANES) // LANES
+        blocks, entries = _whole(length, LANES) // LANES, self._entries(length)
         padded = keys.new_zeros(kv_heads, blocks * LANES, size)
         padded[:, :length] = keys
-        in_blocks = padded.view(kv_heads, blocks, LANES, size).transpose(2, 3)
+        in_blocks = padded.view(kv_heads, blocks, LANES, size).transpose(2, 3).contiguous()
+        if self.is_paired:
+            pairs = in_blocks.view(kv_heads, blocks, size // 2, 2, LANES).transpose(3, 4)
+            words = pairs.bfloat16().contiguous().view(torch.int32)[..., 0]
+            self.keys[layer, place, :, :blocks] = words.numpy().view(np.uint32)
+            padded = values.new_zeros(kv_heads, 2 * entries, size)
+            padded[:, :length] = values
+            pairs = padded.view(kv_heads, entries, 2, size).transpose(2, 3).flatten(2)
+            self.values[layer, place, :, :entries] = self._stored(pairs)
+            return
         self.keys[layer, place, :, :blocks] = self._stored(in_blocks)
         self.values[layer, place, :, :length, :size] = self._stored(values)
 
+    def _entries(self, length: int) -> int:
+        """What is read of values (their fourth dimension) for so many tokens."""
+        return _whole(length, _PAIRED) // 2 if self.is_paired else length
+
     def _stored(self, numbers: Tensor) -> Numbers:
-        if self.keys.dtype == np.uint16:
+        if self.values.dtype == np.uint16:
             return numbers.bfloat16().view(torch.uint16).numpy()
         return numbers.float().numpy()
 
@@ -140,6 +175,11 @@ class SharedCache:
         if not self._num_members[group]:
             del self._place[self._prompts[group]]
             self._free_groups.append(group)
+
+    def order(self) -> tuple[Indices, Indices]:
+        """Live rows with siblings next to each other, and where in that order row r stands."""
+        order = np.argsort(self._groups, kind="stable")
+        return order, np.argsort(order)
 
     def seats(self, lengths: Sequence[int]) -> tuple[Indices, Indices, Indices, Indices]:
         """Where row r, whose next token stands at position lengths[r], prompt included, finds what

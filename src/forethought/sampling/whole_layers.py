@@ -10,9 +10,11 @@ import torch
 from transformers import PreTrainedModel
 
 from forethought.sampling.attention import heads_together
+from forethought.sampling.cache import cache_shape
 from forethought.sampling.lean_parts import Floats, Norm, Step, head_norms_of
 from forethought.sampling.products import Weights, tiled_layers
 from forethought.sampling.scaled import Scaled, Values, room
+from forethought.sampling.shared_cache import Form
 from forethought.sampling.stacks import stacks_of
 from forethought.sampling.tiled import TiledLayers
 
@@ -28,7 +30,19 @@ class WholeLayers:
     head_norms: tuple[Floats, np.float32]  # (L, 0 or 2, head_dim)
     together: tuple[int, ...]  # see `heads_together`
     num_heads: int
+    num_kv_heads: int
+    head_dim: int
     is_coarse = True
+
+    @property
+    def cache_form(self) -> Form:
+        """In pairs where AMX attends: then words of two numbers of a head fill lines, and a
+        register has rows for all queries of a key head."""
+        from forethought.sampling.amx import ROWS, WORDS
+        from forethought.sampling.tiles import HAS_AMX  # needs numba
+
+        fits = self.head_dim % (2 * WORDS) == 0 and self.num_heads // self.num_kv_heads <= ROWS
+        return "paired" if HAS_AMX and fits else "bfloat16"
 
     @staticmethod
     def of(model: PreTrainedModel, weights: Weights | None) -> WholeLayers | None:
@@ -47,13 +61,15 @@ class WholeLayers:
         head_norms, epsilons = zip(
             *(head_norms_of(layer.self_attn) for layer in base.layers), strict=True
         )
-        num_heads = int(config.num_attention_heads)
+        num_heads, (_, num_kv_heads, head_dim) = int(config.num_attention_heads), cache_shape(model)
         return WholeLayers(
             products=tuple(products),
             norms=(weights_of, norms[0][0].epsilon),
             head_norms=(np.array(head_norms), epsilons[0]),
-            together=heads_together(num_heads, int(config.num_key_value_heads)),
+            together=heads_together(num_heads, num_kv_heads),
             num_heads=num_heads,
+            num_kv_heads=num_kv_heads,
+            head_dim=head_dim,
         )
 
     def through(self, embedded: Floats, step: Step) -> tuple[Floats, Values]:
@@ -65,7 +81,7 @@ class WholeLayers:
         heads, output, gate_up, down = self.products
         more = room(rows, _columns(output))
         more[:, :width] = embedded
-        hidden, size = np.zeros_like(embedded), step.cos.shape[1]
+        hidden, size = np.zeros_like(embedded), self.head_dim
         threads = torch.get_num_threads() if self._num_words > _WORTH_SHARING else 1
         inputs = [
             Scaled.room(rows, count, heads.takes)
@@ -85,12 +101,18 @@ class WholeLayers:
             (
                 room(rows, _columns(heads)),
                 room(rows, _columns(gate_up)),
-                room(rows, self.num_heads, size),
+                self._queries(rows),
             ),
             (step.positions, step.groups, step.prompt_lengths, step.seats, step.own_lengths),
             (step.cos, step.sin, tuple(step.prompts), tuple(step.own)),
         )
         return hidden, more
+
+    def _queries(self, rows: int) -> Values:
+        if self.cache_form != "paired":
+            return room(rows, self.num_heads, self.head_dim)
+        repeats = self.num_heads // self.num_kv_heads
+        return room(self.num_kv_heads, rows * repeats, self.head_dim, kind=torch.uint16)
 
     @property
     def _num_words(self) -> int:

@@ -10,8 +10,12 @@ from __future__ import annotations
 
 from typing import Any
 
+from numba import types
+from numba.extending import overload
+
 from forethought.sampling.attention import attend_rows, store_rows
-from forethought.sampling.kernels import compiled, gate_rows, norm_rows, part
+from forethought.sampling.kernels import PART, compiled, gate_rows, norm_rows, part
+from forethought.sampling.paired_attention import attend_paired, store_paired
 from forethought.sampling.team import share_out, wait_for_team
 from forethought.sampling.tiles import multiply_rows
 
@@ -42,7 +46,8 @@ def run_layers(
     products, first D wide, then query heads * head_dim, then F, each as values, words and scales;
     rooms: for heads and for gate and up, of n rows, and queries (n, query heads, head_dim). seats:
     positions, groups, prompt lengths, seats and own lengths, each (n,). tables: cosines, sines,
-    prompts and own, as in `turn_and_store` and `attend`.
+    prompts and own, as in `turn_and_store` and `attend`. Where keys and values stand in pairs,
+    queries and tables are as in `store_paired`.
     """
     arguments = (
         num_threads,
@@ -92,7 +97,8 @@ def _run_layers(
         weight = norm_weights[layer, 0]
         norm_rows(hidden, more, weight, epsilon, normed[0], normed[2], first, last)
         _multiply_in(team, normed, to_heads, layer, heads)
-        store_rows(
+        _store(
+            is_reading,
             heads,
             head_weights[layer],
             head_epsilon,
@@ -109,7 +115,7 @@ def _run_layers(
         )
         if is_reading:
             wait_for_team()
-        attend_rows(
+        _attend(
             together,
             queries,
             prompts,
@@ -152,3 +158,38 @@ def _multiply_in(team: Any, given: Any, product: Any, layer: int, out: Any) -> N
     )
     if not by_rows:
         wait_for_team()
+
+
+def _store(is_reading: bool, *rest: Any) -> None:
+    """`store_rows`, or where keys and values stand in pairs `store_paired`."""
+
+
+@overload(_store, jit_options=PART)  # type: ignore[untyped-decorator]
+def _store_as(is_reading: Any, *rest: Any) -> Any:
+    def apart(is_reading: Any, *rest: Any) -> None:
+        store_rows(*rest)
+
+    def paired(is_reading: Any, *rest: Any) -> None:
+        store_paired(is_reading, *rest)
+
+    return paired if _is_paired(rest[10]) else apart
+
+
+def _attend(together: Any, *rest: Any) -> None:
+    """`attend_rows`, or `attend_paired`."""
+
+
+@overload(_attend, jit_options=PART)  # type: ignore[untyped-decorator]
+def _attend_as(together: Any, *rest: Any) -> Any:
+    def apart(together: Any, *rest: Any) -> None:
+        attend_rows(together, *rest)
+
+    def paired(together: Any, *rest: Any) -> None:
+        attend_paired(*rest)
+
+    return paired if _is_paired(rest[0]) else apart
+
+
+def _is_paired(queries: Any) -> bool:
+    """By their type, which is that of bfloat16 only then."""
+    return bool(queries.dtype == types.uint16)

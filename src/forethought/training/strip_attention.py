@@ -101,7 +101,7 @@ def _attend(
                     t, r = (first + i) // repeats, (first + i) % repeats
                     until = shared + t + 1 if t < count else 0
                     top = largest_of(weights, i, until)
-                    total = exponentials(weights, i, until, shared + seen, top)
+                    total = exponentials(weights, i, until, shared + seen, top, weights)
                     if t < count:
                         factors[i] = _ONE / total
                         logsums[cell + t, h * repeats + r] = top + np.float32(math.log(total))

@@ -1,0 +1,236 @@
+"""Attention by AMX: as `sampling/attention.py`, over keys and values that stand in pairs.
+
+An instruction of AMX multiplies words, two numbers in bfloat16 each. So a word of a key holds two
+of its numbers next to each other, a word of values the same number of two tokens. Siblings go over
+the prompt that they share together: their queries are rows of one register.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+
+from forethought.sampling.amx import (
+    ROWS,
+    SHAPES,
+    WORDS,
+    configure,
+    fetch_lines,
+    release,
+    strip_1,
+    strip_2,
+)
+from forethought.sampling.head_vectors import read_turned
+from forethought.sampling.kernels import part, put, rms_norm, store, take, to_bfloat16
+from forethought.sampling.lanes import LINE
+from forethought.sampling.row_vectors import exponentials, largest_of
+
+TOKENS = 2 * WORDS  # that one instruction weighs
+_ONE, _HALF_A_WORD = np.float32(1.0), np.uint32(16)
+_AHEAD = 2  # rows: where a key is stored so much later is fetched
+
+
+@part
+def store_paired(
+    is_reading: bool,
+    products: Any,
+    norms: Any,
+    epsilon: Any,
+    cos: Any,
+    sin: Any,
+    positions: Any,
+    own: Any,
+    layer: int,
+    seats: Any,
+    own_lengths: Any,
+    queries: Any,
+    start: int,
+    stop: int,
+) -> None:
+    """`store_rows` of `sampling/attention.py`, but own: keys (layers, seats, kv_heads, blocks,
+    head_dim / 2, WORDS), uint32, and values (layers, seats, kv_heads, columns / 2, head_dim * 2),
+    uint16; queries: (kv_heads, n * those of a key head, head_dim), in bfloat16. Unless rows are
+    tokens of one prompt (`is_reading`), which are stored in any order, the first value of all that
+    one instruction weighs makes the others 0: their weights will be, and they must be numbers."""
+    keys, values = own
+    kv_heads, size = keys.shape[2], 2 * keys.shape[4]
+    repeats = queries.shape[1] // len(products)
+    num_heads = kv_heads * repeats
+    row = np.empty((num_heads + 2 * kv_heads) * size, np.float32)
+    heads = row.reshape(1, -1, size)
+    turned = np.empty((num_heads + kv_heads, size), np.float32)
+    bits = turned.view(np.uint32)
+    scale = np.float32(1.0 / math.sqrt(size))
+    for r in range(start, stop):
+        coming = min(r + _AHEAD, len(seats) - 1)
+        later, place = seats[coming], own_lengths[coming] - 1
+        take(products, r, row)
+        for h in range(num_heads + kv_heads):
+            if len(norms):
+                rms_norm(heads[0, h], norms[0 if h < num_heads else 1], epsilon, heads[0, h])
+            factor = scale if h < num_heads else _ONE
+            read_turned(heads, 0, h, turned, h, factor, cos, sin, positions[r])
+        seat, column = seats[r], own_lengths[r] - 1
+        for h in range(kv_heads):
+            fetch_lines(keys[layer, later, h, place // WORDS])
+            for j in range(repeats):
+                store(turned[h * repeats + j], queries[h, r * repeats + j])
+            key, block = bits[num_heads + h], keys[layer, seat, h, column // WORDS]
+            for i in range(size // 2):
+                low, high = to_bfloat16(key[2 * i]), to_bfloat16(key[2 * i + 1])
+                block[i, column % WORDS] = np.uint32(low | (high << _HALF_A_WORD))
+            if column % TOKENS == 0 and not is_reading:
+                values[layer, seat, h, column // 2 : column // 2 + WORDS] = np.uint16(0)
+            words = values[layer, seat, h, column // 2]
+            store(heads[0, num_heads + kv_heads + h], words[column % 2 :: 2])
+
+
+@part
+def attend_paired(
+    queries: Any,
+    prompts: Any,
+    own: Any,
+    layer: int,
+    groups: Any,
+    prompt_lengths: Any,
+    seats: Any,
+    own_lengths: Any,
+    out: Any,
+    scales: Any,
+    start: int,
+    stop: int,
+) -> None:
+    """`attend_rows` of `sampling/attention.py`, over what `store_paired` stored. Rows of a group
+    had better be next to each other."""
+    (prompt_keys, prompt_values), (own_keys, own_values) = prompts, own
+    kv_heads, size, n = len(queries), queries.shape[2], len(seats)
+    repeats = queries.shape[1] // n
+    at_once, width, num_tokens = ROWS // repeats, repeats * size, 0
+    for r in range(start, stop):
+        num_tokens = max(num_tokens, _whole(prompt_lengths[r]) + _whole(own_lengths[r]))
+    num_tokens += TOKENS * (1 - num_tokens // TOKENS % 2)  # else rows meet in the nearest cache
+    scores = _from_line(4 * ROWS * num_tokens).view(np.float32).reshape(ROWS, num_tokens)
+    weights = _from_line(2 * ROWS * num_tokens).view(np.uint16).reshape(ROWS, num_tokens)
+    found = _from_line(4 * 2 * ROWS * size).view(np.float32).reshape(2, ROWS, size)
+    rows, factors = np.empty((at_once, kv_heads * width), np.float32), np.empty(ROWS, np.float32)
+    r = start
+    while r < stop:
+        end = _end_of_run(groups, seats, r, min(stop, r + at_once))
+        is_one = end - r > 1 and seats[r] == seats[r + 1]
+        each = end - r if is_one else 1  # rows that see the same of their own
+        g, first, count, following = (
+            groups[r],
+            prompt_lengths[r],
+            (end - r) * repeats,
+            min(end, n - 1),
+        )
+        begin = _whole(first)
+        for h in range(kv_heads):
+            is_last = h + 1 == kv_heads  # of the heads: the next rows come then
+            g2, s2 = (groups[following], seats[following]) if is_last else (g, seats[r])
+            h2 = 0 if is_last else h + 1
+            if first:
+                configure(SHAPES[count])
+                keys, ahead = prompt_keys[layer, g, h], prompt_keys[layer, g2, h2]
+                _score(queries[h], r * repeats, keys, first, ahead, scores, 0, 0)
+            configure(SHAPES[each * repeats])
+            for i in range(r, end, each):
+                s3, h3 = (seats[i + each], h) if i + each < end else (s2, h2)
+                keys, ahead = own_keys[layer, seats[i], h], own_keys[layer, s3, h3]
+                at, longest = (i - r) * repeats, own_lengths[i + each - 1]
+                _score(queries[h], i * repeats, keys, longest, ahead, scores, at, begin)
+                for j in range(at, at + each * repeats):
+                    own_length, to = own_lengths[r + j // repeats], _whole(longest)
+                    total = _to_weights(scores, weights, j, first, begin, own_length, to)
+                    factors[j] = _ONE / total
+                values, ahead_too = own_values[layer, seats[i], h], own_values[layer, s3, h3]
+                _weigh(weights, at, begin, values, longest, ahead_too, found[1])
+            if first:
+                configure(SHAPES[count])
+                values, ahead_too = prompt_values[layer, g, h], prompt_values[layer, g2, h2]
+                _weigh(weights, 0, 0, values, first, ahead_too, found[0])
+            for i in range(count):
+                line, at, factor = rows[i // repeats], h * width + i % repeats * size, factors[i]
+                for k in range(size):
+                    line[at + k] = found[1, i, k] * factor
+                if first:
+                    for k in range(size):
+                        line[at + k] += found[0, i, k] * factor
+        for i in range(r, end):
+            put(rows[i - r], out, scales, i)
+        r = end
+    release()
+
+
+@part
+def _end_of_run(groups: Any, seats: Any, start: int, stop: int) -> int:
+    """Behind the rows from `start` on that are tokens of one seat, the longest last, or else
+    siblings."""
+    end = start + 1
+    if end < stop and seats[end] == seats[start]:
+        while end < stop and seats[end] == seats[start]:
+            end += 1
+        return end
+    while end < stop and groups[end] == groups[start]:
+        end += 1
+    return end
+
+
+@part
+def _score(
+    queries: Any, row: int, keys: Any, count: int, ahead: Any, scores: Any, at: int, column: int
+) -> None:
+    """scores[at:, column:][:, :count] = queries[row:] . keys, of as many rows as are configured,
+    and of what else the last block has room for."""
+    strides = keys.strides[0], ROWS * keys.strides[1], keys.strides[1]
+    num_steps, num_blocks = queries.shape[1] // TOKENS, (count + WORDS - 1) // WORDS
+    for block in range(0, num_blocks - 1, 2):
+        offset, to = block * keys.strides[0], column + block * WORDS
+        strip_2(queries, row, keys, offset, strides, num_steps, ahead, scores, at, to)
+    if num_blocks % 2:
+        offset, to = (num_blocks - 1) * keys.strides[0], column + (num_blocks - 1) * WORDS
+        strip_1(queries, row, keys, offset, strides, num_steps, ahead, scores, at, to)
+
+
+@part
+def _to_weights(
+    scores: Any, weights: Any, r: int, first: int, begin: int, own_length: int, stop: int
+) -> Any:
+    """exp(score - the largest score), of the row's first tokens, followed by zeros up to `begin`,
+    and of those from there on, followed by zeros up to `stop` tokens. Returns their sum."""
+    behind = scores[:, begin:]
+    top = largest_of(behind, r, own_length)
+    if first:
+        top = max(top, largest_of(scores, r, first))
+    total = exponentials(behind, r, own_length, stop, top, weights[:, begin:])
+    if first:
+        total += exponentials(scores, r, first, begin, top, weights)
+    return total
+
+
+@part
+def _weigh(
+    weights: Any, row: int, column: int, values: Any, count: int, ahead: Any, out: Any
+) -> None:
+    """out[row:] = weights[row:, column:][:, :count] times values, of as many rows as are
+    configured."""
+    strides = 4 * WORDS, ROWS * values.strides[0], values.strides[0]
+    given, num_steps, size = weights[:, column:], _whole(count) // TOKENS, out.shape[1]
+    for at in range(0, size, 2 * WORDS):
+        strip_2(given, row, values, 4 * at, strides, num_steps, ahead, out, row, at)
+
+
+@part
+def _whole(count: int) -> int:
+    """`count` rounded up to what instructions weigh."""
+    return (count + TOKENS - 1) // TOKENS * TOKENS
+
+
+@part
+def _from_line(size: int) -> Any:
+    """So many bytes, not filled in yet, from where a line of memory begins."""
+    room = np.empty(size + LINE, np.uint8)
+    start = -room.ctypes.data % LINE
+    return room[start : start + size]
