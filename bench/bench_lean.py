@@ -9,8 +9,10 @@ threads sharing out rows or outputs of our tiles; 128 tokens drawn from the whol
 compiled and by torch; attention of 128 rows (prompts of 80 tokens, 64 of their own) after a product
 of torch's, in one thread, in OpenMP's and in two of Python's own; a step of SmolLM2-135M and of the
 bundled model by one compiled call for all layers and by one for each operation, with 8 and 128
-rows. Medians of 31 in turn. Writes docs/results/lean_bf16.json, or lean_amx.json on a processor
-with AMX; on one without AVX-512's dot products it measures nothing.
+rows; and where there is AMX, the same step and reading its prompts, of 80 and of 400 tokens, with
+keys and values in pairs, over which AMX attends, and apart. Medians of 31 in turn, 5 for reading.
+Writes docs/results/lean_bf16.json, or lean_amx.json on a processor with AMX; on one without
+AVX-512's dot products it measures nothing.
 """
 
 from __future__ import annotations
@@ -21,6 +23,7 @@ import time
 import warnings
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -47,10 +50,12 @@ ROWS, REPEATS = (1, 8, 128), 31
 Ways = dict[str, Callable[[], object]]
 
 
-def in_turn(ways: Ways, before: Callable[[], object] = lambda: None) -> dict[str, float]:
+def in_turn(
+    ways: Ways, before: Callable[[], object] = lambda: None, repeats: int = REPEATS
+) -> dict[str, float]:
     """Median microseconds of each way."""
     found: dict[str, list[float]] = {name: [] for name in ways}
-    for repeat in range(REPEATS + 3):
+    for repeat in range(repeats + 3):
         for name, way in ways.items():
             before()
             began = time.perf_counter()
@@ -182,7 +187,7 @@ def of_layers() -> dict[str, float]:
     for model in ("smollm2-135m", "bundled:seedling"):
         loaded: Any = load_model(model, dtype="float32").model
         for rows in (8, 128):
-            ways = {way: decoding(loaded, rows, way) for way in ("whole", "apart")}
+            ways = {way: decoding(loaded, rows, way)[0] for way in ("whole", "apart")}
             name = f"{model.split('-')[0].split(':')[-1]}_{rows}"
             times = in_turn(ways)
             found |= {f"{name}_{way}": value for way, value in times.items()}
@@ -190,21 +195,43 @@ def of_layers() -> dict[str, float]:
     return found
 
 
+def of_pairs() -> dict[str, float]:
+    """Attention by AMX over keys and values in pairs, against AVX-512's, in a step of 128 rows and
+    in reading the 16 prompts of 80 or 400 tokens."""
+    loaded: Any = load_model("smollm2-135m", dtype="float32").model
+    found: dict[str, float] = {}
+    for prompt in (80, 400):
+        both = {
+            form: decoding(loaded, 128, "whole", prompt, form) for form in ("paired", "bfloat16")
+        }
+        for part, (name, repeats) in enumerate({"step": REPEATS, "reading": 5}.items()):
+            ways: Ways = {form: pair[part] for form, pair in both.items()}
+            times = in_turn(ways, repeats=repeats)
+            found |= {f"{name}_{prompt}_{form}": value for form, value in times.items()}
+            found[f"{name}_{prompt}_ratio"] = round(times["bfloat16"] / times["paired"], 2)
+    return found
+
+
 @torch.inference_mode()
-def decoding(model: Any, rows: int, way: str) -> Callable[[], object]:
-    """One step after the other, in bfloat16, of rows that begin with 40 tokens of their own."""
+def decoding(
+    model: Any, rows: int, way: str, prompt: int = 80, form: str | None = None
+) -> tuple[Callable[[], object], Callable[[], object]]:
+    """One step after the other, in bfloat16, of rows that begin with 40 tokens of their own; and
+    reading their prompts."""
     whole = lean.WholeLayers
     lean.WholeLayers = whole if way == "whole" else SimpleNamespace(of=lambda *_: None)
     try:
         view = lean.LeanModel.of(model, "bfloat16")
     finally:
         lean.WholeLayers = whole
-    prompts = [tuple(range(10 + i, 90 + i)) for i in range(-(-rows // 8))]
-    cache = SharedCache(model, rows, 80, 128, view.cache_form)
+    if form is not None:
+        view = replace(view, cache_form=form)
+    prompts = [tuple(range(10 + i, 10 + prompt + i)) for i in range(-(-rows // 8))]
+    cache = SharedCache(model, rows, prompt, 128, view.cache_form)
     ready = view.prefill(prompts)
     for row in range(rows):
         cache.join(row, prompts[row // 8], ready[row // 8])
-    lengths = [80] * rows
+    lengths = [prompt] * rows
 
     def step() -> None:
         view.decode(cache, [5] * rows, lengths)
@@ -212,7 +239,7 @@ def decoding(model: Any, rows: int, way: str) -> Callable[[], object]:
 
     for _ in range(40):
         step()
-    return step
+    return step, lambda: view.prefill(prompts)
 
 
 def main() -> None:
@@ -228,6 +255,8 @@ def main() -> None:
         "attention": of_attention(),
         "layers": of_layers(),
     }
+    if tiles.HAS_AMX:
+        summary["pairs"] = of_pairs()
     command = " ".join(["python", "bench/bench_lean.py", *sys.argv[1:]])
     write_result(name_here("lean"), command=command, seeds=[0], raw=summary, summary=summary)
 

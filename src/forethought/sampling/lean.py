@@ -25,13 +25,14 @@ from forethought.sampling.scaled import Values, tensor_of
 from forethought.sampling.shared_cache import Form, Prompt, Read, SharedCache, Table
 from forethought.sampling.stacks import stacks_of
 from forethought.sampling.tiled import Tiled
-from forethought.sampling.whole_layers import WholeLayers
+from forethought.sampling.whole_layers import WholeLayers, form_of
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LeanModel:
     """Views of a model's weights, and packed copies of its large matrices. `cache_form` is the
-    format of keys and values: bfloat16 where products round to that or further."""
+    format of keys and values: bfloat16 where products round to that or further, in pairs for AMX.
+    """
 
     model: PreTrainedModel
     layers: Blocks | WholeLayers
@@ -52,7 +53,7 @@ class LeanModel:
         if whole is not None:
             layers: Blocks | WholeLayers = whole
             [head] = products_of([heads], weights)
-            form = whole.cache_form
+            form = form_of(model)
         else:
             stacks = [stack for layer in base.layers for stack in stacks_of(layer)]
             *products, head = products_of([*stacks, heads], weights)

@@ -32,17 +32,6 @@ class WholeLayers:
     num_heads: int
     num_kv_heads: int
     head_dim: int
-    is_coarse = True
-
-    @property
-    def cache_form(self) -> Form:
-        """In pairs where AMX attends: then words of two numbers of a head fill lines, and a
-        register has rows for all queries of a key head."""
-        from forethought.sampling.amx import ROWS, WORDS
-        from forethought.sampling.tiles import HAS_AMX  # needs numba
-
-        fits = self.head_dim % (2 * WORDS) == 0 and self.num_heads // self.num_kv_heads <= ROWS
-        return "paired" if HAS_AMX and fits else "bfloat16"
 
     @staticmethod
     def of(model: PreTrainedModel, weights: Weights | None) -> WholeLayers | None:
@@ -101,15 +90,15 @@ class WholeLayers:
             (
                 room(rows, _columns(heads)),
                 room(rows, _columns(gate_up)),
-                self._queries(rows),
+                self._queries(rows, step.own.is_paired),
             ),
             (step.positions, step.groups, step.prompt_lengths, step.seats, step.own_lengths),
             (step.cos, step.sin, tuple(step.prompts), tuple(step.own)),
         )
         return hidden, more
 
-    def _queries(self, rows: int) -> Values:
-        if self.cache_form != "paired":
+    def _queries(self, rows: int, is_paired: bool) -> Values:
+        if not is_paired:
             return room(rows, self.num_heads, self.head_dim)
         repeats = self.num_heads // self.num_kv_heads
         return room(self.num_kv_heads, rows * repeats, self.head_dim, kind=torch.uint16)
@@ -117,6 +106,18 @@ class WholeLayers:
     @property
     def _num_words(self) -> int:
         return sum(product.panels[0][0].size for product in self.products)
+
+
+def form_of(model: PreTrainedModel) -> Form:
+    """How keys and values are kept for whole layers. AMX attends over pairs, where words of two
+    numbers of a head fill lines, and a register has rows for all queries of a key head."""
+    from forethought.sampling.amx import ROWS, WORDS
+    from forethought.sampling.tiles import HAS_AMX  # needs numba
+
+    _, num_kv_heads, head_dim = cache_shape(model)
+    config: Any = model.config
+    fits = head_dim % (2 * WORDS) == 0 and config.num_attention_heads // num_kv_heads <= ROWS
+    return "paired" if HAS_AMX and fits else "bfloat16"
 
 
 def _columns(product: TiledLayers) -> int:
