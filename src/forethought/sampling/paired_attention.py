@@ -23,12 +23,12 @@ from forethought.sampling.amx import (
     strip_2,
 )
 from forethought.sampling.head_vectors import read_turned
-from forethought.sampling.kernels import part, put, rms_norm, store, take, to_bfloat16
+from forethought.sampling.kernels import part, put, rms_norm, store, take
 from forethought.sampling.lanes import LINE
 from forethought.sampling.row_vectors import exponentials, largest_of
 
 TOKENS = 2 * WORDS  # that one instruction weighs
-_ONE, _HALF_A_WORD = np.float32(1.0), np.uint32(16)
+_ONE = np.float32(1.0)
 _AHEAD = 2  # rows: where a key is stored so much later is fetched
 
 
@@ -61,7 +61,8 @@ def store_paired(
     row = np.empty((num_heads + 2 * kv_heads) * size, np.float32)
     heads = row.reshape(1, -1, size)
     turned = np.empty((num_heads + kv_heads, size), np.float32)
-    bits = turned.view(np.uint32)
+    key, value = np.empty(size, np.uint16), np.empty(size, np.uint16)
+    words = key.view(np.uint32)
     scale = np.float32(1.0 / math.sqrt(size))
     for r in range(start, stop):
         coming = min(r + _AHEAD, len(seats) - 1)
@@ -77,14 +78,16 @@ def store_paired(
             fetch_lines(keys[layer, later, h, place // WORDS])
             for j in range(repeats):
                 store(turned[h * repeats + j], queries[h, r * repeats + j])
-            key, block = bits[num_heads + h], keys[layer, seat, h, column // WORDS]
+            store(turned[num_heads + h], key)
+            block = keys[layer, seat, h, column // WORDS]
             for i in range(size // 2):
-                low, high = to_bfloat16(key[2 * i]), to_bfloat16(key[2 * i + 1])
-                block[i, column % WORDS] = np.uint32(low | (high << _HALF_A_WORD))
+                block[i, column % WORDS] = words[i]
             if column % TOKENS == 0 and not is_reading:
                 values[layer, seat, h, column // 2 : column // 2 + WORDS] = np.uint16(0)
-            words = values[layer, seat, h, column // 2]
-            store(heads[0, num_heads + kv_heads + h], words[column % 2 :: 2])
+            store(heads[0, num_heads + kv_heads + h], value)
+            pairs = values[layer, seat, h, column // 2]
+            for i in range(size):
+                pairs[2 * i + column % 2] = value[i]
 
 
 @part
