@@ -80,7 +80,7 @@ class WholeLayers:
             threads,
             threads == 1 or rows >= ROWS_EACH * threads,
             step.own is step.prompts and threads > 1,
-            self.together,
+            () if step.own.is_paired else self.together,
             hidden,
             more,
             self.norms,
