@@ -19,7 +19,7 @@ over every completion position. All use our sampler, with which (a) wastes less 
 did; so a_hf and c_hf are (a) and (c) with transformers.generate, as TRL 0.16 sampled by default.
 Seconds are those of the steps. At the end every policy answers the same held-out problems, two
 samples each; the interval of the difference from (a) pairs problems. Writes docs/results/dash.json,
-or dash_bf16.json on a processor with that arithmetic.
+dash_bf16.json on a processor with that arithmetic, dash_amx.json on one with AMX.
 """
 
 from __future__ import annotations

@@ -19,21 +19,10 @@ from forethought.sampling.paired_attention import attend_paired, store_paired
 from forethought.sampling.scaled import Scaled, values_of
 from forethought.sampling.shared_cache import Table
 from forethought.sampling.team import share_out
+from test_tiles import Config
 
 needs_amx = pytest.mark.skipif(not tiles.HAS_AMX, reason="no AMX here")
 SHAPES = st.tuples(st.integers(1, 3), st.integers(1, 16), st.sampled_from([32, 64, 96, 128]))
-
-
-class Config:
-    """As much of a model's configuration as the shape of its cache."""
-
-    num_hidden_layers = 1
-
-    def __init__(self, kv_heads: int, heads: int, size: int) -> None:
-        self.num_key_value_heads, self.num_attention_heads, self.head_dim = kv_heads, heads, size
-
-    def get_text_config(self) -> Config:
-        return self
 
 
 def room(kv_heads: int, size: int, count: int) -> Table:

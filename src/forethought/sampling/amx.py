@@ -35,9 +35,8 @@ WORDS = 16  # of one of its rows
 _HALF = PANEL // 2
 _OF_BLOCK = WORDS * PANEL * 4 // LINE  # lines of a block of weights, 16 words of every output
 _AHEAD = 3 * _OF_BLOCK
-# The registers of sums are those below. A processor whose other thread multiplies too, for
-# whomever, has few registers left to rename these to: with four or five in use a product takes half
-# of the time that it takes with all eight.
+# The registers of sums are those below. At times a product with four or five in use takes half of
+# what it takes with all eight, as if there were few to rename them to (docs/performance.md).
 _INPUTS, _WEIGHTS = 4, 5
 _CHANGED = "~{memory},~{dirflag},~{fpsr},~{flags}"
 
