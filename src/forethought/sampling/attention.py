@@ -100,20 +100,36 @@ def store_rows(
     row = np.empty((num_heads + 2 * kv_heads) * size, np.float32)
     heads = row.reshape(1, -1, size)
     turned = np.empty((num_heads + kv_heads, size), np.float32)
-    scale = np.float32(1.0 / math.sqrt(size))
     for r in range(start, stop):
         take(products, r, row)
-        for h in range(num_heads + kv_heads):
-            if len(norms):
-                rms_norm(heads[0, h], norms[0 if h < num_heads else 1], epsilon, heads[0, h])
-            factor = scale if h < num_heads else _ONE
-            read_turned(heads, 0, h, turned, h, factor, cos, sin, positions[r])
+        turn_heads(heads, num_heads, norms, epsilon, cos, sin, positions[r], turned)
         queries[r] = turned[:num_heads]
         seat, column = seats[r], own_lengths[r] - 1
         for h in range(kv_heads):
             key, value = turned[num_heads + h], heads[0, num_heads + kv_heads + h]
             store(key, keys[layer, seat, h, column // LANES, :, column % LANES])
             store(value, values[layer, seat, h, column])
+
+
+@part
+def turn_heads(
+    heads: Any,
+    num_heads: int,
+    norms: Any,
+    epsilon: Any,
+    cos: Any,
+    sin: Any,
+    position: int,
+    turned: Any,
+) -> None:
+    """One row's queries and keys, of heads (1, query heads and those behind them, head_dim), into
+    turned (query heads and key heads, head_dim), as `turn_and_store` says."""
+    scale = np.float32(1.0 / math.sqrt(turned.shape[1]))
+    for h in range(len(turned)):
+        if len(norms):
+            rms_norm(heads[0, h], norms[0 if h < num_heads else 1], epsilon, heads[0, h])
+        factor = scale if h < num_heads else _ONE
+        read_turned(heads, 0, h, turned, h, factor, cos, sin, position)
 
 
 @compiled

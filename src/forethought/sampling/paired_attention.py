@@ -7,7 +7,6 @@ the prompt that they share together: their queries are rows of one register.
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import numpy as np
@@ -22,8 +21,8 @@ from forethought.sampling.amx import (
     strip_1,
     strip_2,
 )
-from forethought.sampling.head_vectors import read_turned
-from forethought.sampling.kernels import part, put, rms_norm, store, take
+from forethought.sampling.attention import turn_heads
+from forethought.sampling.kernels import part, put, store, take
 from forethought.sampling.lanes import LINE
 from forethought.sampling.row_vectors import exponentials, largest_of
 
@@ -63,16 +62,11 @@ def store_paired(
     turned = np.empty((num_heads + kv_heads, size), np.float32)
     key, value = np.empty(size, np.uint16), np.empty(size, np.uint16)
     words = key.view(np.uint32)
-    scale = np.float32(1.0 / math.sqrt(size))
     for r in range(start, stop):
         coming = min(r + _AHEAD, len(seats) - 1)
         later, place = seats[coming], own_lengths[coming] - 1
         take(products, r, row)
-        for h in range(num_heads + kv_heads):
-            if len(norms):
-                rms_norm(heads[0, h], norms[0 if h < num_heads else 1], epsilon, heads[0, h])
-            factor = scale if h < num_heads else _ONE
-            read_turned(heads, 0, h, turned, h, factor, cos, sin, positions[r])
+        turn_heads(heads, num_heads, norms, epsilon, cos, sin, positions[r], turned)
         seat, column = seats[r], own_lengths[r] - 1
         for h in range(kv_heads):
             fetch_lines(keys[layer, later, h, place // WORDS])
