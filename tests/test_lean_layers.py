@@ -20,12 +20,11 @@ from torch.nn.functional import rms_norm, scaled_dot_product_attention, silu
 
 from forethought.models.precision import compute_in
 from forethought.training import batch as batch_module
+from forethought.training import lean_layers as lean_module
 from forethought.training.batch import batch_logprobs, mask_of, pack_batches
 from forethought.training.lean_functions import Attention, Gate, Norm, layout_of
-from forethought.training.lean_layers import (
-    has_lean_attention,
-    lean_layers,
-)
+from forethought.training.lean_head import LeanHead
+from forethought.training.lean_layers import has_lean_attention, lean_head, lean_layers
 from forethought.training.strips import Row
 from test_lean import build
 from test_pieces import branches_of
@@ -52,8 +51,10 @@ def read(model: Any, *, is_lean: bool, dtype: torch.dtype = torch.float32) -> li
     model.zero_grad(set_to_none=True)
     found = []
     with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(lean_module, "_LARGE_VOCABULARY", 0)
         if not is_lean:
             patch.setattr(batch_module, "lean_layers", lambda *_: nullcontext())
+            patch.setattr(batch_module, "lean_head", lambda _: None)
         for batch in pack_batches(rows(), max_batch_tokens=64, pad_id=0, pairs_per_token=1e9):
             with compute_in("cpu", dtype):
                 logprobs = batch_logprobs(model, batch)
@@ -106,6 +107,14 @@ def test_a_model_that_reads_another_way_keeps_its_layers() -> None:
             attention = other.base_model.layers[0].self_attn
             attention.forward = attention.forward  # someone's hook
         assert not has_lean_attention(other), change
+
+
+def test_a_large_vocabulary_has_a_lean_head() -> None:
+    model = build("llama")
+    assert lean_head(model) is None
+    model.config.vocab_size = 32_000
+    assert lean_head(model) is LeanHead
+    assert lean_head(model.bfloat16()) is None
 
 
 def turned(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
@@ -187,10 +196,12 @@ def test_threads_change_no_bit() -> None:
                 torch.randn(64, requires_grad=True),
             )
             normed = Norm.apply(x, weight, 1e-6, torch.float32)  # type: ignore[no-untyped-call]
-            loss = (out**2).sum() + (normed**3).sum()
+            tokens = torch.arange(900) % 200
+            logprobs = LeanHead.apply(x, torch.randn(200, 64), tokens, 0.7)  # type: ignore[no-untyped-call]
+            loss = (out**2).sum() + (normed**3).sum() + (logprobs**2).sum()
             kept = [x, *heads]
             gradients = torch.autograd.grad(loss, kept)
-            found.append([g.numpy() for g in (out.detach(), *gradients)])
+            found.append([g.numpy() for g in (out.detach(), logprobs.detach(), *gradients)])
     finally:
         torch.set_num_threads(before)
     assert all(
@@ -202,6 +213,7 @@ def test_threads_change_no_bit() -> None:
 BITS = """
 import hashlib, torch
 from forethought.training.lean_functions import Attention, Gate, Norm, layout_of
+from forethought.training.lean_head import LeanHead
 torch.manual_seed(0)
 heads = [torch.randn(300, n, 16, requires_grad=True) for n in (4, 2, 2)]
 table, layout = torch.randn(300, 16), layout_of([[20, 60, 50, 20], [150]], [0, 150, 300])
@@ -210,6 +222,7 @@ found = [
     Attention.apply(*heads, table, table, layout, 0.25),
     Norm.apply(x, weight[0], 1e-6, torch.float32),
     Gate.apply(x, y),
+    LeanHead.apply(x, y, torch.arange(300) % 300, 0.7),
 ]
 sum((f**3).sum() for f in found).backward()
 numbers = [*found, *(t.grad for t in (*heads, x, y, weight))]

@@ -24,10 +24,10 @@ class Simulated:
     own: float = 0.0
     threads: list[int] = field(default_factory=list)
 
-    def wait(self, seconds: float) -> None:
+    def wait(self, seconds: float, own: float = 1.0) -> None:
         self.clock += seconds
-        self.own += seconds
-        self.everybody += seconds * (1 + self.others)
+        self.own += seconds * own
+        self.everybody += seconds * (own + self.others)
 
     def fit(self, most: int) -> ThreadFit:
         return ThreadFit(
@@ -65,6 +65,17 @@ def test_threads_come_back_after_a_calm_while() -> None:
     machine.wait(1.1)
     fit.look()
     assert machine.threads == [1, 2]
+
+
+def test_what_others_did_while_we_waited_for_them_costs_no_thread() -> None:
+    machine = Simulated(others=1.9)
+    fit = machine.fit(2)
+    machine.wait(80.0, own=0.001)
+    fit.look()
+    machine.others = 0.0
+    machine.wait(1.1)
+    fit.look()
+    assert machine.threads == []
 
 
 def test_looking_often_costs_nothing() -> None:

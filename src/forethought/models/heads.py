@@ -48,11 +48,13 @@ def read_tokens(
     position_ids: Tensor | None = None,
     mask: Tensor | None = None,
     wants_entropy: bool = False,
+    head_function: type[Function] | None = None,
 ) -> Reading:
     """Log-probability of N targets, at flat positions of right-padded rows.
 
     input_ids: (B, T); positions: (N,) indices into B * T; targets: (N,). position_ids (B, T) and
     mask (B, 1, T, T), True where a query sees a key, are those of plain causal rows when left out.
+    `head_function` does what _HeadLogprobs does, where that would be used.
     """
     layout: dict[str, Tensor] = {}
     if position_ids is not None:
@@ -72,7 +74,8 @@ def read_tokens(
     elif wants_entropy:
         logprobs, entropies = _HeadEntropies.apply(needed, head, targets, temperature)  # type: ignore[no-untyped-call]
     else:
-        logprobs, entropies = _HeadLogprobs.apply(needed, head, targets, temperature), None  # type: ignore[no-untyped-call]
+        function: Any = head_function or _HeadLogprobs
+        logprobs, entropies = function.apply(needed, head, targets, temperature), None
     shown = None if entropies is None else entropies[:count]
     return Reading(logprobs[:count], shown, needed[:count])
 

@@ -12,6 +12,8 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.functional import scaled_dot_product_attention
 from torch.overrides import TorchFunctionMode
 
+from forethought.models.kept import keeping
+
 # Not cuDNN's attention: with a mask its gradient is not a number at some lengths
 # (github.com/pytorch/pytorch/issues/196678).
 _SOUND = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
@@ -60,7 +62,8 @@ def keep_casts(device: str, dtype: torch.dtype) -> Iterator[None]:
     """Weights that `compute_in` casts within stay cast until the end of this, for several passes
     over weights that do not change. Outside of `compute_in` nothing is autocast."""
     # autocast drops what it has cast when its outermost block ends
-    with _autocast(device, dtype), torch.autocast(torch.device(device).type, enabled=False):
+    within = torch.autocast(torch.device(device).type, enabled=False)
+    with keeping(), _autocast(device, dtype), within:
         yield
 
 

@@ -19,6 +19,7 @@ from forethought.machine import usable_cores
 _PERIOD = 1.0  # seconds between looks
 _CALM_LOOKS = 5  # so many looks in a row without company before a thread comes back
 _BUSY, _CALM = 0.4, 0.2  # cores used by others
+_WAITED = 0.05  # cores that this process used, at most, while it only waited for something
 
 logger = logging.getLogger("forethought")
 
@@ -55,9 +56,11 @@ class ThreadFit:
         usage = self._read()
         if usage is None:
             return
-        others = (usage.everybody - self._usage.everybody) - (usage.own - self._usage.own)
+        own = usage.own - self._usage.own
+        others = usage.everybody - self._usage.everybody - own
         self._at, self._usage = self._now(), usage
-        self._fit(others / elapsed)
+        if own > _WAITED * elapsed:  # what others did meanwhile took nothing from it otherwise
+            self._fit(others / elapsed)
 
     def _fit(self, others: float) -> None:
         """`others` is in cores."""

@@ -42,7 +42,7 @@ _SOURCES = (
     *("sampling/head_vectors", "sampling/lanes", "sampling/row_vectors", "sampling/tile_outputs"),
     *("sampling/paired_attention", "sampling/team", "sampling/tiles", "sampling/vectors"),
     "sampling/whole_step",
-    *("training/passes", "training/strip_attention", "training/strip_rows"),
+    *("training/passes", "training/softmax", "training/strip_attention", "training/strip_rows"),
 )
 OPTIONS: dict[str, Any] = {"fastmath": _FASTMATH, "error_model": "numpy"}
 PART: dict[str, Any] = OPTIONS | {"forceinline": True}

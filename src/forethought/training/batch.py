@@ -22,7 +22,7 @@ from transformers import PreTrainedModel
 
 from forethought.models.heads import Reading, read_tokens
 from forethought.models.recurring import largest_step, recurring
-from forethought.training.lean_layers import has_lean_attention, lean_layers
+from forethought.training.lean_layers import has_lean_attention, lean_head, lean_layers
 from forethought.training.pieces import in_pieces
 from forethought.training.strips import Row, Strip, lay_out, pieces_of
 
@@ -209,6 +209,7 @@ def read_batch(
                 position_ids=batch.position_ids,
                 mask=mask,
                 wants_entropy=wants_entropy,
+                head_function=lean_head(model),
             )
 
 

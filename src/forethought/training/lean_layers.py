@@ -22,6 +22,7 @@ from forethought.sampling.decoder import has_lean_step
 
 Lengths = Sequence[int]  # of a strip's prompt and of its completions
 Forward = tuple[nn.Module, Any]
+_LARGE_VOCABULARY = 4096
 
 
 @contextmanager
@@ -49,6 +50,16 @@ def has_lean_attention(model: PreTrainedModel) -> bool:
     if not _is_lean(model) or not _is_untouched(base):
         return False
     return all(_is_plain_attention(layer.self_attn) for layer in base.layers)
+
+
+def lean_head(model: PreTrainedModel) -> Any | None:
+    """The head's log-probabilities as an autograd function, where the model's layers are lean and
+    its vocabulary is not so small that a few of torch's operations take no longer."""
+    if not _is_lean(model) or model.config.get_text_config().vocab_size < _LARGE_VOCABULARY:
+        return None
+    from forethought.training.lean_head import LeanHead
+
+    return LeanHead
 
 
 def _is_lean(model: PreTrainedModel) -> bool:
