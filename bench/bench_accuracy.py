@@ -10,7 +10,8 @@ Two peers are the best on the first seed by the accuracy of the last copies: one
 differ in the rate alone, and one of all. Ours, chosen on other seeds, is the quickstart's 32
 prompts x 4, with rloo and two updates; --set changes it. After every third batch the weights are
 kept, and each copy answers two samples a problem (see race.py). Writes docs/results/accuracy.json,
-accuracy_bf16.json on a processor with that arithmetic and accuracy_cuda.json on CUDA.
+accuracy_bf16.json on a processor with that arithmetic, accuracy_amx.json on one with AMX and
+accuracy_cuda.json on CUDA.
 """
 
 from __future__ import annotations
