@@ -7,8 +7,8 @@ tokens, the same problems and rewards; TRL in micro-batches of 32, ours with rol
 that is the default here (float16, or bfloat16 on a processor with that arithmetic) and in int8,
 each in a process of its own. On such a processor a step of TRL is tried in float32 and in bfloat16,
 and the faster is the peer. The first step does not count, and medians are of the others. The cold
-start is made first, unless --model names one. Writes docs/results/smollm2_step.json, smollm2_step_bf16.json,
-or smollm2_step_amx.json on a processor with AMX.
+start is made first, unless --model names one. Writes docs/results/smollm2_step.json,
+smollm2_step_bf16.json on a processor with that arithmetic, smollm2_step_amx.json on one with AMX.
 """
 
 from __future__ import annotations
