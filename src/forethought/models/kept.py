@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -14,7 +15,7 @@ from torch import Tensor
 
 @dataclass(slots=True)
 class _Kept:
-    casts: dict[tuple[int, torch.dtype], Tensor] = field(default_factory=dict)
+    casts: dict[Any, Tensor] = field(default_factory=dict)
     tables: dict[torch.dtype, Tensor] = field(default_factory=dict)  # flat, one of a format
 
 
@@ -36,7 +37,7 @@ def cast_weight(weight: Tensor, dtype: torch.dtype) -> Tensor:
     kept, weight = _kept.get(), weight.detach()
     if kept is None or weight.dtype == dtype:
         return weight.to(dtype)
-    key = (weight.data_ptr(), dtype)
+    key = (weight.data_ptr(), weight.shape, dtype)
     if key not in kept.casts:
         kept.casts[key] = weight.to(dtype)
     return kept.casts[key]
