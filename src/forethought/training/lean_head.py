@@ -37,7 +37,7 @@ class LeanHead(Function):
         logs = (totals * (scale * (tops - top)).exp()).sum(dim=0).log()
         logprobs = scale * (table.gather(0, targets[None])[0].float() - top) - logs
         ctx.save_for_backward(hidden, own, targets, top, logs, logprobs)
-        ctx.table, ctx.scale, ctx.weight_dtype = table, scale, weight.dtype
+        ctx.table, ctx.scale = table, scale
         return logprobs
 
     @staticmethod
@@ -60,6 +60,6 @@ class LeanHead(Function):
         if ctx.needs_input_grad[0]:
             to_hidden = (table.T @ weight).to(hidden.dtype)
         if ctx.needs_input_grad[1]:
-            to_weight = (table @ hidden.to(table.dtype)).to(ctx.weight_dtype)
+            to_weight = (table @ hidden.to(table.dtype)).float()
         give_back(table)
         return to_hidden, to_weight, None, None

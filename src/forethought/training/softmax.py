@@ -1,9 +1,9 @@
 """The softmax of a head's logits, there and back, compiled by numba.
 
-Logits stand with a token of the vocabulary as a row and a position as a column: so both products of
-the gradient, with hidden states and with weights, read them in the order in which they stand, and a
-pass goes over many positions at a time. Logits are float32, or uint16, which stands for bfloat16;
-everything is worked out in float32.
+Logits stand with a token of the vocabulary as a row and a position as a column: so the gradient's
+product with hidden states, which is that of the weight, reads them in the order in which they
+stand, and a pass goes over many positions at a time. Logits are float32, or uint16, which stands
+for bfloat16; everything is worked out in float32.
 """
 
 from __future__ import annotations
