@@ -165,5 +165,5 @@ def test_what_is_stored_token_by_token_is_what_a_table_is_filled_with(
         .all()
     )
     assert (found.values[..., :32, :] == wanted.values[..., :32, :]).all()
-    asked = (products[:, : -2 * kv_heads] / size**0.5).view(count, kv_heads, -1, size)
+    asked = (products[:, : -2 * kv_heads] * np.float32(size**-0.5)).view(count, kv_heads, -1, size)
     assert (queries == values_of(asked.transpose(0, 1).flatten(1, 2).bfloat16())).all()

@@ -180,7 +180,7 @@ def _stored(b: Any, num_tiles: int) -> Any:
 half_panel, whole_panel = _tiles(2), _tiles(4)
 
 
-def _strip(num_tiles: int) -> Any:
+def _strip(num_tiles: int, is_more: bool = False) -> Any:
     @intrinsic  # type: ignore[untyped-decorator]
     def strip(
         typing: Any,
@@ -196,7 +196,8 @@ def _strip(num_tiles: int) -> Any:
         column: Any,
     ) -> Any:
         """out[out_row:, column:] = the product in bfloat16 of the rows of `left` from `row` on, as
-        many as are configured, with so many tiles of `right`, 16 columns each.
+        many as are configured, with so many tiles of `right`, 16 columns each; or where there
+        `is_more` += it.
 
         left: (rows, num_steps * 32 or more); out: float32. A tile of `right` is 16 rows of 16 words
         of two numbers, which one column has below each other; the first begins `offset` bytes from
@@ -217,8 +218,16 @@ def _strip(num_tiles: int) -> Any:
             of_left, of_out = (cgutils.unpack_tuple(b, array.strides)[0] for array in (left, out))
             start = b.ptrtoint(row_at(b, left, row), INT)
             place, coming = (b.add(b.ptrtoint(a.data, INT), offset) for a in (right, ahead))
-            for register in range(num_tiles):
-                _emit(b, f"tilezero %tmm{register}")
+            sums = [
+                b.gep(row_at(b, out, out_row), [b.add(column, INT(v * WORDS))])
+                for v in range(num_tiles)
+            ]
+            sums = [b.ptrtoint(found, INT) for found in sums]
+            for v, found in enumerate(sums):
+                if is_more:
+                    _emit(b, f"tileloadd ($0,$1,1), %tmm{v}", found, of_out)
+                else:
+                    _emit(b, f"tilezero %tmm{v}")
             with cgutils.for_range(b, num_steps) as loop:
                 along = b.add(start, b.mul(loop.index, INT(4 * WORDS)))
                 _emit(b, f"tileloadd ($0,$1,1), %tmm{_INPUTS}", along, of_left)
@@ -230,9 +239,8 @@ def _strip(num_tiles: int) -> Any:
                     with cgutils.for_range(b, INT(ROWS)) as line:
                         at = b.add(following, b.mul(line.index, of_row))
                         fetch(b, b.inttoptr(at, INT32.as_pointer()))
-            for v in range(num_tiles):
-                found = b.gep(row_at(b, out, out_row), [b.add(column, INT(v * WORDS))])
-                _emit(b, f"tilestored %tmm{v}, ($0,$1,1)", b.ptrtoint(found, INT), of_out)
+            for v, found in enumerate(sums):
+                _emit(b, f"tilestored %tmm{v}, ($0,$1,1)", found, of_out)
             return context.get_dummy_value()
 
         return signature, body
@@ -240,7 +248,7 @@ def _strip(num_tiles: int) -> Any:
     return strip
 
 
-strip_1, strip_2 = _strip(1), _strip(2)
+strip_1, strip_2, more_2 = _strip(1), _strip(2), _strip(2, is_more=True)
 
 
 @intrinsic  # type: ignore[untyped-decorator]

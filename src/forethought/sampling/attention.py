@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from forethought.sampling.head_vectors import read_turned
+from forethought.sampling.head_vectors import read_turned, write
 from forethought.sampling.kernels import (
     compiled,
     part,
@@ -124,12 +124,19 @@ def turn_heads(
 ) -> None:
     """One row's queries and keys, of heads (1, query heads and those behind them, head_dim), into
     turned (query heads and key heads, head_dim), as `turn_and_store` says."""
+    norm_heads(heads, num_heads, len(turned) - num_heads, norms, epsilon)
     scale = np.float32(1.0 / math.sqrt(turned.shape[1]))
     for h in range(len(turned)):
-        if len(norms):
-            rms_norm(heads[0, h], norms[0 if h < num_heads else 1], epsilon, heads[0, h])
         factor = scale if h < num_heads else _ONE
         read_turned(heads, 0, h, turned, h, factor, cos, sin, position)
+
+
+@part
+def norm_heads(heads: Any, num_heads: int, num_keys: int, norms: Any, epsilon: Any) -> None:
+    """RMSNorm of one row's queries, and of its keys behind them, if there are weights for it."""
+    if len(norms):
+        for h in range(num_heads + num_keys):
+            rms_norm(heads[0, h], norms[0 if h < num_heads else 1], epsilon, heads[0, h])
 
 
 @compiled
@@ -190,6 +197,7 @@ def attend_rows(
     num_heads, size = queries.shape[1:]
     repeats = num_heads // own_keys.shape[2]
     row = np.empty(num_heads * size, np.float32)
+    rows = row.reshape(1, num_heads, size)
     found = np.empty((num_heads, own_values.shape[4]), np.float32)
     factors = np.empty(num_heads, np.float32)
     most = np.int64(0)
@@ -216,8 +224,7 @@ def attend_rows(
             mine, ahead = own_values[layer, s, h], own_values[layer, s2, h]
             weigh(together, scores, first, mine, count, sums, 0, ahead)
         for j in range(num_heads):
-            for i in range(size):
-                row[j * size + i] = found[j, i] * factors[j]
+            write(found, j, factors[j], rows, 0, j)
         put(row, out, scales, r)
 
 

@@ -6,7 +6,6 @@ Arrays of heads (cells, heads, size) are float32 or bfloat16 (`sampling/lanes.py
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 from llvmlite import ir
@@ -27,6 +26,7 @@ from forethought.sampling.lanes import (
     fetch,
     load,
     minus,
+    over,
     plus,
     row_at,
     shape_of,
@@ -55,7 +55,7 @@ def read(typing: Any, values: Any, cell: Any, head: Any, rows: Any, r: Any) -> A
             fetch(b, b.gep(following, [at]), cache=1)
             _put(b, _get(b, source, at, n), row, at)
 
-        _over(b, shape_of(b, values)[2], copy)
+        over(b, shape_of(b, values)[2], copy)
         return context.get_dummy_value()
 
     return types.void(values, cell, head, rows, r), body
@@ -96,7 +96,7 @@ def read_turned(
             _put(b, minus(b, times(b, low, of_low), times(b, high, to_low)), row, at)
             _put(b, plus(b, times(b, high, of_high), times(b, low, to_high)), row, behind)
 
-        _over(b, half, turn)
+        over(b, half, turn)
         return context.get_dummy_value()
 
     return types.void(values, cell, head, rows, r, factor, cos, sin, position), body
@@ -114,7 +114,7 @@ def write(typing: Any, rows: Any, r: Any, factor: Any, out: Any, cell: Any, head
             numbers = times(b, _get(b, row, at, n), spread(b, arguments[2], n))
             _put(b, numbers, target, at)
 
-        _over(b, shape_of(b, out)[2], scale)
+        over(b, shape_of(b, out)[2], scale)
         return context.get_dummy_value()
 
     return types.void(rows, r, factor, out, cell, head), body
@@ -153,7 +153,7 @@ def write_turned_back(
                 b, minus(b, times(b, high, of_high), times(b, low, to_low)), b.gep(target, [behind])
             )
 
-        _over(b, half, turn)
+        over(b, half, turn)
         return context.get_dummy_value()
 
     return types.void(rows, r, factor, out, cell, head, cos, sin), body
@@ -177,7 +177,7 @@ def product_with(typing: Any, values: Any, cell: Any, head: Any, rows: Any, r: A
                 times(b, _get(b, source, at, n), _get(b, row, at, n)),
             )
 
-        _over(b, shape_of(b, values)[2], add)
+        over(b, shape_of(b, values)[2], add)
         return plus(b, across(b, b.load(totals[LANES]), plus), b.load(totals[1]))
 
     return types.float32(values, cell, head, rows, r), body
@@ -207,7 +207,7 @@ def transpose(typing: Any, rows: Any, size: Any, blocks: Any) -> Any:
                 for i, column in enumerate(columns):
                     _put(b, column, target, b.mul(b.add(at, INT(i)), INT(LANES)))
 
-            _over(b, arguments[1], turn)
+            over(b, arguments[1], turn)
         return context.get_dummy_value()
 
     return types.void(rows, size, blocks), body
@@ -236,13 +236,3 @@ def _get(b: Any, row: Value, at: Value, n: int) -> Value:
 
 def _put(b: Any, numbers: Value, row: Value, at: Value) -> None:
     store(b, numbers, b.gep(row, [at]))
-
-
-def _over(b: Any, count: Value, work: Callable[[Value, int], None]) -> None:
-    """work(start, LANES) for each whole vector of `count` numbers, and work(start, 1) for the
-    rest."""
-    whole = b.and_(count, INT(-LANES))
-    with cgutils.for_range_slice(b, INT(0), whole, INT(LANES)) as (start, _):
-        work(start, LANES)
-    with cgutils.for_range_slice(b, whole, count, INT(1)) as (start, _):
-        work(start, 1)

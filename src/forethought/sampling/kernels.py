@@ -29,6 +29,14 @@ from forethought.sampling.lanes import (
     PER_LN2,
     may_use_amx,
 )
+from forethought.sampling.row_passes import (
+    add_and_square,
+    copy,
+    gate,
+    magnitude,
+    quantize,
+    scale,
+)
 from forethought.sampling.scaled import ZERO
 from forethought.sampling.team import share_out
 
@@ -39,7 +47,13 @@ _ZERO, _ONE, _HALF = np.float32(0.0), np.float32(1.0), np.float32(0.5)
 _SMALLEST = np.float32(1e-12)
 _SOURCES = (
     *("sampling/" + name for name in ("amx", "attention", "draw_kernel", "kernels", "scaled")),
-    *("sampling/head_vectors", "sampling/lanes", "sampling/row_vectors", "sampling/tile_outputs"),
+    *(
+        "sampling/head_vectors",
+        "sampling/lanes",
+        "sampling/row_passes",
+        "sampling/row_vectors",
+        "sampling/tile_outputs",
+    ),
     *("sampling/paired_attention", "sampling/team", "sampling/tiles", "sampling/vectors"),
     "sampling/whole_step",
     *("training/passes", "training/softmax", "training/strip_attention", "training/strip_rows"),
@@ -148,10 +162,16 @@ def take(values: Any, r: int, row: Any) -> None:
 @overload(take, jit_options=PART)  # type: ignore[untyped-decorator]
 def _take(values: Any, r: Any, row: Any) -> Any:
     def from_float32(values: Any, r: Any, row: Any) -> Any:
+        if values.strides[1] == values.itemsize:
+            copy(row, values[r])
+            return
         for i in range(len(row)):
             row[i] = values[r, i]
 
     def from_bfloat16(values: Any, r: Any, row: Any) -> Any:
+        if values.strides[1] == values.itemsize:
+            copy(row, values[r])
+            return
         bits = row.view(np.uint32)
         for i in range(len(row)):
             bits[i] = np.uint32(values[r, i]) << np.uint32(16)
@@ -166,11 +186,9 @@ def put(row: Any, out: Any, scales: Any, r: int) -> None:
 @overload(put, jit_options=PART)  # type: ignore[untyped-decorator]
 def _put(row: Any, out: Any, scales: Any, r: Any) -> Any:
     def as_levels(row: Any, out: Any, scales: Any, r: Any) -> Any:
-        top = largest(row)
+        top = _SMALLEST + magnitude(row)
         scales[r] = top / np.float32(127)
-        factor, middle = np.float32(127) / top, np.float32(ZERO) + _HALF
-        for i in range(len(row)):
-            out[r, i] = np.uint8(np.int32(row[i] * factor + middle))
+        quantize(row, np.float32(127) / top, np.float32(ZERO) + _HALF, out[r])
 
     def unscaled(row: Any, out: Any, scales: Any, r: Any) -> Any:
         scales[r] = _ONE
@@ -186,10 +204,16 @@ def store(row: Any, out: Any) -> None:
 @overload(store, jit_options=PART)  # type: ignore[untyped-decorator]
 def _store(row: Any, out: Any) -> Any:
     def as_float32(row: Any, out: Any) -> Any:
+        if out.strides[0] == out.itemsize:
+            copy(out, row)
+            return
         for i in range(len(row)):
             out[i] = row[i]
 
     def as_bfloat16(row: Any, out: Any) -> Any:
+        if out.strides[0] == out.itemsize:
+            copy(out, row)
+            return
         bits = row.view(np.uint32)
         for i in range(len(row)):
             out[i] = np.uint16(to_bfloat16(bits[i]))
@@ -243,10 +267,9 @@ def norm_rows(
     """`add_and_norm` of the rows from `start` to `stop`."""
     row = np.empty(hidden.shape[1], np.float32)
     for r in range(start, stop):
-        take(more, r, row)
-        for i in range(len(row)):
-            hidden[r, i] += row[i]
-        rms_norm(hidden[r], weight, epsilon, row)
+        square = add_and_square(hidden[r], more[r])
+        factor = _ONE / math.sqrt(square / np.float32(len(row)) + epsilon)
+        scale(hidden[r], factor, weight, row)
         put(row, out, scales, r)
 
 
@@ -261,12 +284,10 @@ def silu_gate(num_threads: int, gate_up: Any, out: Any, scales: Any) -> None:
 def gate_rows(gate_up: Any, out: Any, scales: Any, start: int, stop: int) -> None:
     """`silu_gate` of the rows from `start` to `stop`."""
     width = out.shape[1]
-    both, row = np.empty(2 * width, np.float32), np.empty(width, np.float32)
-    gate, up = both[:width], both[width:]
+    row = np.empty(width, np.float32)
     for r in range(start, stop):
-        take(gate_up, r, both)
-        for i in range(width):
-            row[i] = gate[i] * up[i] / (_ONE + exponential(-gate[i]))
+        both = gate_up[r]
+        gate(row, both[:width], both[width:])
         put(row, out, scales, r)
 
 

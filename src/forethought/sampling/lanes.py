@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import ctypes
 import platform
+from collections.abc import Callable
 from functools import cache
 from typing import Any
 
-from llvmlite import ir
-from llvmlite.binding import get_host_cpu_features
+from llvmlite import binding, ir
 from numba.core import cgutils, config
 
 Value = Any
@@ -24,7 +24,7 @@ def processor_has(feature: str) -> bool:
     if config.CPU_NAME or config.CPU_FEATURES is not None or not config.ENABLE_AVX:
         return False
     try:
-        return bool(get_host_cpu_features().get(feature))
+        return bool(binding.get_host_cpu_features().get(feature))
     except RuntimeError:  # LLVM does not know
         return False
 
@@ -41,6 +41,10 @@ def may_use_amx() -> bool:
 
 
 LANES = 16 if processor_has("avx512f") else 8  # float32 numbers in a register
+CAN_ASSEMBLE = hasattr(binding, "initialize_native_asmparser")
+HAS_BFLOAT16 = CAN_ASSEMBLE and processor_has("avx512bf16")
+if CAN_ASSEMBLE:
+    binding.initialize_native_asmparser()
 LINE = 64  # bytes that the processor reads from memory at once
 PANEL = 64  # outputs of a tile, whose weights stand together (`sampling/tiles.py`)
 INT, INT16, INT32, FLOAT = ir.IntType(64), ir.IntType(16), ir.IntType(32), ir.FloatType()
@@ -99,6 +103,10 @@ def spread(b: Any, number: Value, n: int = LANES) -> Value:
     return b.shuffle_vector(first, nothing, constant(0, n, INT32))
 
 
+def _lanes_of(numbers: Value) -> int:
+    return numbers.type.count if isinstance(numbers.type, ir.VectorType) else 1
+
+
 def load(b: Any, place: Value, n: int = LANES) -> Value:
     """n numbers from `place` on, of either kind, as float32."""
     element = place.type.pointee
@@ -113,16 +121,21 @@ def load(b: Any, place: Value, n: int = LANES) -> Value:
 def store(b: Any, numbers: Value, place: Value) -> None:
     """float32 numbers from `place` on, in its kind."""
     element = place.type.pointee
-    n = numbers.type.count if isinstance(numbers.type, ir.VectorType) else 1
+    n = _lanes_of(numbers)
     place = b.bitcast(place, vector(element, n).as_pointer())
     if element == FLOAT:
         b.store(numbers, place, align=4)
     else:
-        b.store(_to_bfloat16(b, numbers, n), place, align=2)
+        b.store(to_bfloat16(b, numbers), place, align=2)
 
 
-def _to_bfloat16(b: Any, numbers: Value, n: int) -> Value:
-    """To the nearest, of two as near to the even one; what is not a number stays so."""
+def to_bfloat16(b: Any, numbers: Value) -> Value:
+    """The nearest of each float32, of two as near the even one; what is not a number stays so. An
+    instruction for it takes numbers below 2^-126 for 0."""
+    n = _lanes_of(numbers)
+    if HAS_BFLOAT16 and n == LANES:
+        kind = ir.FunctionType(vector(INT16, n), [numbers.type])
+        return b.asm(kind, "vcvtneps2bf16 $1, $0", "=v,v", [numbers], False)
 
     def all_(value: int) -> Value:
         return constant(value, n, INT32)
@@ -170,3 +183,38 @@ def across(b: Any, numbers: Value, both: Any) -> Value:
         moved = b.shuffle_vector(numbers, ir.Constant(numbers.type, ir.Undefined), order)
         numbers = both(b, numbers, moved)
     return b.extract_element(numbers, INT32(0))
+
+
+def exponential(b: Any, x: Value) -> Value:
+    """exp(x) to 2 units in the last place, within [-87, 88]; what is not a number stays one. As
+    `exponential` in kernels.py."""
+    n = _lanes_of(x)
+
+    def all_(value: float, element: Any = FLOAT) -> Value:
+        return constant(value, n, element)
+
+    low, high = all_(EXP_LOWEST), all_(EXP_HIGHEST)
+    x = b.select(b.fcmp_ordered("<", x, low), low, x)
+    x = b.select(b.fcmp_ordered(">", x, high), high, x)
+    name = "llvm.floor.f32" if n == 1 else f"llvm.floor.v{n}f32"
+    floor = cgutils.get_or_insert_function(b.module, ir.FunctionType(x.type, [x.type]), name)
+    k = b.call(floor, [plus(b, times(b, x, all_(PER_LN2)), all_(0.5))])
+    r = minus(b, x, times(b, k, all_(LN2_HIGH)))
+    r = minus(b, r, times(b, k, all_(LN2_LOW)))
+    p = all_(EXP_POWERS[0])
+    for c in EXP_POWERS[1:]:
+        p = plus(b, times(b, p, r), all_(c))
+    p = plus(b, plus(b, times(b, times(b, p, r), r), r), all_(1.0))
+    bits = b.add(b.fptosi(k, vector(INT32, n)), all_(127, INT32))
+    power = b.bitcast(b.shl(bits, all_(23, INT32)), x.type)
+    return times(b, p, power)
+
+
+def over(b: Any, count: Value, work: Callable[[Value, int], None]) -> None:
+    """work(start, LANES) for each whole vector of `count` numbers, and work(start, 1) for the
+    rest."""
+    whole = b.and_(count, INT(-LANES))
+    with cgutils.for_range_slice(b, INT(0), whole, INT(LANES)) as (start, _):
+        work(start, LANES)
+    with cgutils.for_range_slice(b, whole, count, INT(1)) as (start, _):
+        work(start, 1)

@@ -7,6 +7,7 @@ the prompt that they share together: their queries are rows of one register.
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
@@ -17,14 +18,17 @@ from forethought.sampling.amx import (
     WORDS,
     configure,
     fetch_lines,
+    more_2,
     release,
     strip_1,
     strip_2,
 )
-from forethought.sampling.attention import turn_heads
-from forethought.sampling.kernels import part, put, store, take
+from forethought.sampling.attention import norm_heads
+from forethought.sampling.head_vectors import read_turned, write
+from forethought.sampling.kernels import part, put, take
 from forethought.sampling.lanes import LINE
-from forethought.sampling.row_vectors import exponentials, largest_of
+from forethought.sampling.row_passes import put_in_pairs
+from forethought.sampling.row_vectors import exponentials_of_both
 
 TOKENS = 2 * WORDS  # that one instruction weighs
 _ONE = np.float32(1.0)
@@ -59,29 +63,29 @@ def store_paired(
     num_heads = kv_heads * repeats
     row = np.empty((num_heads + 2 * kv_heads) * size, np.float32)
     heads = row.reshape(1, -1, size)
-    turned = np.empty((num_heads + kv_heads, size), np.float32)
-    key, value = np.empty(size, np.uint16), np.empty(size, np.uint16)
-    words = key.view(np.uint32)
+    key = np.empty((1, size), np.uint16)
+    words = key[0].view(np.uint32)
+    scale = np.float32(1.0 / math.sqrt(size))
     for r in range(start, stop):
         coming = min(r + _AHEAD, len(seats) - 1)
         later, place = seats[coming], own_lengths[coming] - 1
         take(products, r, row)
-        turn_heads(heads, num_heads, norms, epsilon, cos, sin, positions[r], turned)
-        seat, column = seats[r], own_lengths[r] - 1
+        norm_heads(heads, num_heads, kv_heads, norms, epsilon)
+        seat, column, position = seats[r], own_lengths[r] - 1, positions[r]
         for h in range(kv_heads):
             fetch_lines(keys[layer, later, h, place // WORDS])
-            for j in range(repeats):
-                store(turned[h * repeats + j], queries[h, r * repeats + j])
-            store(turned[num_heads + h], key)
+            fetch_lines(values[layer, later, h, place // 2])
+            for j in range(h * repeats, (h + 1) * repeats):
+                to = (r - h) * repeats + j
+                read_turned(heads, 0, j, queries[h], to, scale, cos, sin, position)
+            read_turned(heads, 0, num_heads + h, key, 0, _ONE, cos, sin, position)
             block = keys[layer, seat, h, column // WORDS]
             for i in range(size // 2):
                 block[i, column % WORDS] = words[i]
             if column % TOKENS == 0 and not is_reading:
                 values[layer, seat, h, column // 2 : column // 2 + WORDS] = np.uint16(0)
-            store(heads[0, num_heads + kv_heads + h], value)
             pairs = values[layer, seat, h, column // 2]
-            for i in range(size):
-                pairs[2 * i + column % 2] = value[i]
+            put_in_pairs(heads[0, num_heads + kv_heads + h], column % 2, pairs)
 
 
 @part
@@ -110,8 +114,9 @@ def attend_paired(
     num_tokens += TOKENS * (1 - num_tokens // TOKENS % 2)  # else rows meet in the nearest cache
     scores = _from_line(4 * ROWS * num_tokens).view(np.float32).reshape(ROWS, num_tokens)
     weights = _from_line(2 * ROWS * num_tokens).view(np.uint16).reshape(ROWS, num_tokens)
-    found = _from_line(4 * 2 * ROWS * size).view(np.float32).reshape(2, ROWS, size)
+    found = _from_line(4 * ROWS * size).view(np.float32).reshape(ROWS, size)
     rows, factors = np.empty((at_once, kv_heads * width), np.float32), np.empty(ROWS, np.float32)
+    heads = rows.reshape(at_once, kv_heads * repeats, size)
     r = start
     while r < stop:
         end = _end_of_run(groups, seats, r, min(stop, r + at_once))
@@ -140,21 +145,17 @@ def attend_paired(
                 _score(queries[h], i * repeats, keys, longest, ahead, scores, at, begin)
                 for j in range(at, at + each * repeats):
                     own_length, to = own_lengths[r + j // repeats], _whole(longest)
-                    total = _to_weights(scores, weights, j, first, begin, own_length, to)
-                    factors[j] = _ONE / total
+                    factors[j] = _ONE / exponentials_of_both(
+                        scores, j, first, begin, own_length, to, weights
+                    )
                 values, ahead_too = own_values[layer, seats[i], h], own_values[layer, s3, h3]
-                _weigh(weights, at, begin, values, longest, ahead_too, found[1])
+                _weigh(False, weights, at, begin, values, longest, ahead_too, found)
             if first:
                 configure(SHAPES[count])
                 values, ahead_too = prompt_values[layer, g, h], prompt_values[layer, g2, h2]
-                _weigh(weights, 0, 0, values, first, ahead_too, found[0])
+                _weigh(True, weights, 0, 0, values, first, ahead_too, found)
             for i in range(count):
-                line, at, factor = rows[i // repeats], h * width + i % repeats * size, factors[i]
-                for k in range(size):
-                    line[at + k] = found[1, i, k] * factor
-                if first:
-                    for k in range(size):
-                        line[at + k] += found[0, i, k] * factor
+                write(found, i, factors[i], heads, i // repeats, h * repeats + i % repeats)
         for i in range(r, end):
             put(rows[i - r], out, scales, i)
         r = end
@@ -192,31 +193,25 @@ def _score(
 
 
 @part
-def _to_weights(
-    scores: Any, weights: Any, r: int, first: int, begin: int, own_length: int, stop: int
-) -> Any:
-    """exp(score - the largest score), of the row's first tokens, followed by zeros up to `begin`,
-    and of those from there on, followed by zeros up to `stop` tokens. Returns their sum."""
-    behind = scores[:, begin:]
-    top = largest_of(behind, r, own_length)
-    if first:
-        top = max(top, largest_of(scores, r, first))
-    total = exponentials(behind, r, own_length, stop, top, weights[:, begin:])
-    if first:
-        total += exponentials(scores, r, first, begin, top, weights)
-    return total
-
-
-@part
 def _weigh(
-    weights: Any, row: int, column: int, values: Any, count: int, ahead: Any, out: Any
+    is_more: bool,
+    weights: Any,
+    row: int,
+    column: int,
+    values: Any,
+    count: int,
+    ahead: Any,
+    out: Any,
 ) -> None:
     """out[row:] = weights[row:, column:][:, :count] times values, of as many rows as are
-    configured."""
+    configured, or where there `is_more` += it."""
     strides = 4 * WORDS, ROWS * values.strides[0], values.strides[0]
     given, num_steps, size = weights[:, column:], _whole(count) // TOKENS, out.shape[1]
     for at in range(0, size, 2 * WORDS):
-        strip_2(given, row, values, 4 * at, strides, num_steps, ahead, out, row, at)
+        if is_more:
+            more_2(given, row, values, 4 * at, strides, num_steps, ahead, out, row, at)
+        else:
+            strip_2(given, row, values, 4 * at, strides, num_steps, ahead, out, row, at)
 
 
 @part

@@ -17,20 +17,15 @@ from numba.core import cgutils
 from numba.extending import intrinsic
 
 from forethought.sampling.lanes import (
-    EXP_HIGHEST,
-    EXP_LOWEST,
-    EXP_POWERS,
     INT,
     INT32,
     LANES,
-    LN2_HIGH,
-    LN2_LOW,
-    PER_LN2,
     Value,
     across,
     add_to,
     array_of,
     constant,
+    exponential,
     greater,
     load,
     minus,
@@ -75,7 +70,7 @@ def exponentials(typing: Any, x: Any, r: Any, count: Any, stop: Any, top: Any, o
         (count, stop), top = values[2:4], spread(b, values[4])
         total = variable(b, constant(0.0))
         with _blocks(b, count) as start:
-            found = _exponential(b, minus(b, load(b, b.gep(row, [start])), top))
+            found = exponential(b, minus(b, load(b, b.gep(row, [start])), top))
             found = b.select(_before(b, start, count), found, constant(0.0))
             store(b, found, b.gep(target, [start]))
             add_to(b, total, found)
@@ -83,6 +78,43 @@ def exponentials(typing: Any, x: Any, r: Any, count: Any, stop: Any, top: Any, o
         return across(b, b.load(total), plus)
 
     return types.float32(x, r, count, stop, top, out), body
+
+
+@intrinsic  # type: ignore[untyped-decorator]
+def exponentials_of_both(
+    typing: Any, x: Any, r: Any, first: Any, begin: Any, count: Any, stop: Any, out: Any
+) -> Any:
+    """Of x[r, :first] and x[r, begin:][:count] together: exp(x - the largest of them) into out[r],
+    bfloat16, followed by zeros up to `begin` and to `stop` behind it. Returns the sum, of what is
+    not rounded."""
+
+    def body(context: Any, b: Any, signature: Any, values: Any) -> Any:
+        x, out = (
+            row_at(b, array_of(context, b, signature.args[i], values[i]), values[1]) for i in (0, 6)
+        )
+        first, begin, count, stop = values[2:6]
+        parts = [
+            (x, out, first, begin),
+            (b.gep(x, [begin]), b.gep(out, [begin]), count, stop),
+        ]
+        lowest = constant(_BELOW_ALL)
+        tops, total = variable(b, lowest), variable(b, constant(0.0))
+        for row, _, count, _ in parts:
+            with _blocks(b, count) as start:
+                numbers = load(b, b.gep(row, [start]))
+                numbers = b.select(_before(b, start, count), numbers, lowest)
+                b.store(greater(b, numbers, b.load(tops)), tops)
+        top = spread(b, across(b, b.load(tops), greater))
+        for row, target, count, stop in parts:
+            with _blocks(b, count) as start:
+                found = exponential(b, minus(b, load(b, b.gep(row, [start])), top))
+                found = b.select(_before(b, start, count), found, constant(0.0))
+                store(b, found, b.gep(target, [start]))
+                add_to(b, total, found)
+            _clear(b, target, count, stop)
+        return across(b, b.load(total), plus)
+
+    return types.float32(x, r, first, begin, count, stop, out), body
 
 
 @intrinsic  # type: ignore[untyped-decorator]
@@ -108,7 +140,7 @@ def to_slopes(
         logsum, whole = (spread(b, number) for number in values[5:7])
         with _blocks(b, count) as start:
             scores, slopes = (load(b, b.gep(row, [start])) for row in rows)
-            weights = _exponential(b, minus(b, scores, logsum))
+            weights = exponential(b, minus(b, scores, logsum))
             slopes = times(b, weights, minus(b, slopes, whole))
             for row, numbers in zip(rows, (weights, slopes), strict=True):
                 numbers = b.select(_before(b, start, count), numbers, constant(0.0))
@@ -138,24 +170,3 @@ def _before(b: Any, start: Value, count: Value) -> Value:
     """Which lanes of the vector at `start` lie before `count`."""
     left = spread(b, b.trunc(b.sub(count, start), INT32))
     return b.icmp_signed("<", ir.Constant(vector(INT32), list(range(LANES))), left)
-
-
-def _exponential(b: Any, x: Value) -> Value:
-    """exp(x) to 2 units in the last place, within [-87, 88]; what is not a number stays one. As
-    `exponential` in kernels.py."""
-    low, high = constant(EXP_LOWEST), constant(EXP_HIGHEST)
-    x = b.select(b.fcmp_ordered("<", x, low), low, x)
-    x = b.select(b.fcmp_ordered(">", x, high), high, x)
-    floor = cgutils.get_or_insert_function(
-        b.module, ir.FunctionType(x.type, [x.type]), f"llvm.floor.v{LANES}f32"
-    )
-    k = b.call(floor, [plus(b, times(b, x, constant(PER_LN2)), constant(0.5))])
-    r = minus(b, x, times(b, k, constant(LN2_HIGH)))
-    r = minus(b, r, times(b, k, constant(LN2_LOW)))
-    p = constant(EXP_POWERS[0])
-    for c in EXP_POWERS[1:]:
-        p = plus(b, times(b, p, r), constant(c))
-    p = plus(b, plus(b, times(b, times(b, p, r), r), r), constant(1.0))
-    bits = b.add(b.fptosi(k, vector(INT32)), constant(127, element=INT32))
-    power = b.bitcast(b.shl(bits, constant(23, element=INT32)), x.type)
-    return times(b, p, power)

@@ -13,25 +13,22 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from llvmlite import binding, ir
+from llvmlite import ir
 from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic, overload
 
-from forethought.sampling import amx
+from forethought.sampling import amx, lanes
 from forethought.sampling.kernels import compiled, largest, to_bfloat16
 from forethought.sampling.lanes import INT, PANEL, fetch, may_use_amx, processor_has, row_at, spread
 from forethought.sampling.scaled import ZERO
 from forethought.sampling.team import share_out
 from forethought.sampling.tile_outputs import AT_ONCE, WORDS, constants_of, finish, load_at
 
-_CAN_ASSEMBLE = hasattr(binding, "initialize_native_asmparser")
-HAS_INT8 = _CAN_ASSEMBLE and processor_has("avx512vnni")
-HAS_BFLOAT16 = _CAN_ASSEMBLE and processor_has("avx512bf16")
-HAS_AMX = _CAN_ASSEMBLE and may_use_amx()
+HAS_INT8 = lanes.CAN_ASSEMBLE and processor_has("avx512vnni")
+HAS_BFLOAT16 = lanes.HAS_BFLOAT16
+HAS_AMX = lanes.CAN_ASSEMBLE and may_use_amx()
 WORDS_AT_ONCE = amx.WORDS if HAS_AMX else 1  # of an input
-if HAS_INT8 or HAS_BFLOAT16:
-    binding.initialize_native_asmparser()
 
 _ROWS = 6  # of a tile: 24 registers of sums, 4 of weights
 _QUARTERS = 4  # of a panel, which is 4 lines of memory a word: a tile fetches a line a word
