@@ -82,10 +82,13 @@ def test_amx_finds_what_dot_products_do(form: Any, rows: int) -> None:
     torch.manual_seed(0)
     product = Tiled.of([nn.Linear(256, 100)], form)
     x, found = Scaled.in_format(torch.randn(rows, 256), form), []
-    for multiply_rows in (tiles.by_dot_products, amx.by_amx):
+    registers = product.panels.reshape(2, -1, 4, amx.ROWS, amx.WORDS)
+    in_order = registers.swapaxes(2, 3).reshape(product.panels.shape)
+    kinds = (tiles.by_dot_products, np.ascontiguousarray(in_order)), (amx.by_amx, product.panels)
+    for multiply_rows, panels in kinds:
         out = np.full((rows, 128), np.nan, np.float32)
         words = x.values.view(product.panels.dtype)
-        packed = product.panels, product.offsets, product.factors, product.biases
+        packed = panels, product.offsets, product.factors, product.biases
         multiply_rows(True, words, packed, x.scales, out, 0, rows)
         found.append(out)
     bound = 0 if form == "uint8" else 1e-5  # whole numbers add up the same in any order

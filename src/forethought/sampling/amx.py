@@ -22,6 +22,7 @@ from forethought.sampling.lanes import (
     INT32,
     LINE,
     PANEL,
+    Value,
     array_of,
     fetch,
     row_at,
@@ -33,6 +34,7 @@ from forethought.sampling.tile_outputs import constants_of, finish, load_at
 ROWS = 16  # of a register
 WORDS = 16  # of one of its rows
 _HALF = PANEL // 2
+_TILE = 4 * ROWS * WORDS  # bytes of a register
 _OF_BLOCK = WORDS * PANEL * 4 // LINE  # lines of a block of weights, 16 words of every output
 _AHEAD = 3 * _OF_BLOCK
 # The registers of sums are those below. At times a product with four or five in use takes half of
@@ -102,9 +104,12 @@ def _tiles(num_tiles: int) -> Any:
         outputs, for `count` rows (as many as are configured) from `start` on; then less offsets,
         times factors * scales[r], plus biases, which are the `constants`, (64,) each.
 
+        In bfloat16 there are no offsets, factors or scales, and sums begin with their biases.
+
         inputs (n, W): int32 where their bytes are numbers, else uint32; panel (W, 64) of the same,
-        W whole registers; scales (n,); out (n, N); ahead: the panel that is next, and which lines
-        of each of its blocks are fetched meanwhile: the first one and how many.
+        W whole registers, placed as `place_of` says; scales (n,); out (n, N); ahead: the panel that
+        is next, and which lines of each of its blocks are fetched meanwhile: the first one and how
+        many.
         """
         signature = types.void(
             start, count, inputs, panel, at, constants, scales, out, column, ahead
@@ -119,20 +124,25 @@ def _tiles(num_tiles: int) -> Any:
             start, count, at, column = (values[i] for i in (0, 1, 4, 8))
             following, *lines = cgutils.unpack_tuple(b, values[9])
             coming = array_of(context, b, signature.args[9][0], following), *lines
-            places = row_at(b, inputs, start), row_at(b, panel, INT(0), at)
-            _sum_up(b, num_tiles, is_bytes, inputs, panel, places, coming)
-            sums = _stored(b, num_tiles)
+            places = row_at(b, inputs, start), b.gep(panel.data, [b.mul(at, INT(WORDS))])
             of_outputs = [
                 b.gep(array_of(context, b, kind, part).data, [at])
                 for kind, part in zip(kinds, parts, strict=True)
             ]
+            _begin(b, num_tiles, None if is_bytes else of_outputs[2])
+            _sum_up(b, num_tiles, is_bytes, inputs, panel, places, coming)
+            if not is_bytes:
+                _give(b, num_tiles, row_at(b, out, start, column), _row_of(b, out))
+                return context.get_dummy_value()
+            room = _room(b, num_tiles)
+            _give(b, num_tiles, room, INT(4 * num_tiles * WORDS))
             constants = [constants_of(b, of_outputs, v) for v in range(num_tiles)]
             with cgutils.for_range(b, count) as loop:
                 r = b.add(start, loop.index)
                 scale, place = b.load(b.gep(scales.data, [r])), row_at(b, out, r, column)
+                line = b.gep(room, [b.mul(loop.index, INT(num_tiles * WORDS))])
                 for v in range(num_tiles):
-                    at = b.add(INT(v * ROWS), loop.index)
-                    found = load_at(b, b.gep(sums, [b.mul(at, INT(WORDS))]), 0, VECTOR)
+                    found = load_at(b, line, v, VECTOR)
                     finish(b, found, constants[v], scale, place, v, is_bytes)
             return context.get_dummy_value()
 
@@ -141,17 +151,29 @@ def _tiles(num_tiles: int) -> Any:
     return tiles
 
 
+def _row_of(b: Any, array: Any) -> Value:
+    """Bytes of a row."""
+    return cgutils.unpack_tuple(b, array.strides)[0]
+
+
+def _begin(b: Any, num_tiles: int, biases: Value | None) -> None:
+    """The registers of sums: 0, or in every row the biases."""
+    for register in range(num_tiles):
+        if biases is None:
+            _emit(b, f"tilezero %tmm{register}")
+        else:
+            place = b.ptrtoint(b.gep(biases, [INT(register * WORDS)]), INT)
+            _emit(b, f"tileloadd ($0,$1,1), %tmm{register}", place, INT(0))
+
+
 def _sum_up(
     b: Any, num_tiles: int, is_bytes: bool, inputs: Any, panel: Any, places: Any, coming: Any
 ) -> None:
-    """Into the registers of sums: of 16 rows of inputs by 16 outputs after 16 others. All weights
-    go through one register."""
+    """Onto the registers of sums: of 16 rows of inputs by 16 outputs after 16 others. All weights
+    go through one register, whose rows stand one after the other in memory."""
     product = "tdpbusd" if is_bytes else "tdpbf16ps"
-    of_inputs, of_panel = (cgutils.unpack_tuple(b, array.strides)[0] for array in (inputs, panel))
     start, weights = (b.ptrtoint(place, INT) for place in places)
     following, first, num_lines = coming
-    for register in range(num_tiles):
-        _emit(b, f"tilezero %tmm{register}")
     num_blocks = b.udiv(shape_of(b, panel)[0], INT(WORDS))
     with cgutils.for_range(b, num_blocks) as loop:
         block = row_at(b, following, b.mul(loop.index, INT(WORDS)))
@@ -159,22 +181,26 @@ def _sum_up(
             number = b.add(first, line.index)
             fetch(b, b.gep(block, [b.mul(number, INT(LINE // 4))]))
         along = b.mul(loop.index, INT(4 * WORDS))
-        _emit(b, f"tileloadd ($0,$1,1), %tmm{_INPUTS}", b.add(start, along), of_inputs)
+        place = b.add(start, along)
+        _emit(b, f"tileloadd ($0,$1,1), %tmm{_INPUTS}", place, _row_of(b, inputs))
         block = b.add(weights, b.mul(along, INT(PANEL)))
         for v in range(num_tiles):
-            _emit(b, f"tileloadd {4 * WORDS * v}($0,$1,1), %tmm{_WEIGHTS}", block, of_panel)
+            _emit(b, f"tileloadd {_TILE * v}($0,$1,1), %tmm{_WEIGHTS}", block, INT(4 * WORDS))
             _emit(b, f"{product} %tmm{_WEIGHTS}, %tmm{_INPUTS}, %tmm{v}")
 
 
-def _stored(b: Any, num_tiles: int) -> Any:
-    """The registers of sums in memory, one after the other."""
-    room = cgutils.alloca_once(b, ir.ArrayType(INT32, num_tiles * ROWS * WORDS))
-    room.align = LINE
-    sums = b.bitcast(room, INT32.as_pointer())
+def _give(b: Any, num_tiles: int, start: Value, of_row: Value) -> None:
+    """The registers of sums to where rows of so many bytes begin at `start`."""
     for register in range(num_tiles):
-        place = b.ptrtoint(b.gep(sums, [INT(register * ROWS * WORDS)]), INT)
-        _emit(b, f"tilestored %tmm{register}, ($0,$1,1)", place, INT(4 * WORDS))
-    return sums
+        place = b.ptrtoint(b.gep(start, [INT(register * WORDS)]), INT)
+        _emit(b, f"tilestored %tmm{register}, ($0,$1,1)", place, of_row)
+
+
+def _room(b: Any, num_registers: int) -> Value:
+    """For as many registers of int32."""
+    room = cgutils.alloca_once(b, ir.ArrayType(INT32, num_registers * ROWS * WORDS))
+    room.align = LINE
+    return b.bitcast(room, INT32.as_pointer())
 
 
 half_panel, whole_panel = _tiles(2), _tiles(4)
@@ -215,7 +241,7 @@ def _strip(num_tiles: int, is_more: bool = False) -> Any:
             )
             row, offset, num_steps, out_row, column = (values[i] for i in (1, 3, 5, 8, 9))
             of_tile, of_step, of_row = cgutils.unpack_tuple(b, values[4])
-            of_left, of_out = (cgutils.unpack_tuple(b, array.strides)[0] for array in (left, out))
+            of_left, of_out = _row_of(b, left), _row_of(b, out)
             start = b.ptrtoint(row_at(b, left, row), INT)
             place, coming = (b.add(b.ptrtoint(a.data, INT), offset) for a in (right, ahead))
             sums = [
@@ -257,13 +283,21 @@ def fetch_lines(typing: Any, x: Any) -> Any:
 
     def body(context: Any, b: Any, signature: Any, values: Any) -> Any:
         x = array_of(context, b, signature.args[0], values[0])
-        start, of_first = b.ptrtoint(x.data, INT), cgutils.unpack_tuple(b, x.strides)[0]
+        start, of_first = b.ptrtoint(x.data, INT), _row_of(b, x)
         size = b.mul(shape_of(b, x)[0], of_first)
         with cgutils.for_range_slice(b, INT(0), size, INT(LINE)) as (at, _):
             fetch(b, b.inttoptr(b.add(start, at), INT32.as_pointer()))
         return context.get_dummy_value()
 
     return types.void(x), body
+
+
+@part
+def place_of(word: int, output: int) -> Any:
+    """Where in a panel (W, 64) a word of an output stands: what goes into a register at once, 16
+    words of 16 outputs, is one piece of memory, and the four of a panel follow each other."""
+    row = word // WORDS * WORDS + output // WORDS * (WORDS // 4) + word % WORDS // 4
+    return row, word % 4 * WORDS + output % WORDS
 
 
 @part

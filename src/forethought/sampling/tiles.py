@@ -19,7 +19,7 @@ from numba.core import cgutils
 from numba.extending import intrinsic, overload
 
 from forethought.sampling import amx, lanes
-from forethought.sampling.kernels import compiled, largest, to_bfloat16
+from forethought.sampling.kernels import compiled, largest, part, to_bfloat16
 from forethought.sampling.lanes import INT, PANEL, fetch, may_use_amx, processor_has, row_at, spread
 from forethought.sampling.scaled import ZERO
 from forethought.sampling.team import share_out
@@ -176,8 +176,19 @@ def _pack(weight: Any, panels: Any, offsets: Any, factors: Any, start: int, stop
             if p * PANEL + c < len(weight):
                 _fill(weight[p * PANEL + c], panels, offsets, factors, p, c)
             else:
-                panels[p, :, c] = 0
+                for k in range(panels.shape[1]):
+                    to, column = _place(k, c)
+                    panels[p, to, column] = 0
                 offsets[p, c], factors[p, c] = 0, 0
+
+
+@part
+def _in_order(word: int, output: int) -> Any:
+    """Where in a panel (W, 64) a word of an output stands, for `by_dot_products`."""
+    return word, output
+
+
+_place = amx.place_of if HAS_AMX else _in_order
 
 
 def _fill(row: Any, panels: Any, offsets: Any, factors: Any, p: int, c: int) -> None:
@@ -195,14 +206,16 @@ def _fill_as(row: Any, panels: Any, offsets: Any, factors: Any, p: Any, c: Any) 
                 level = np.int32(np.rint(row[4 * k + i] * factor))
                 total += level
                 word |= (level & 0xFF) << (8 * i)
-            panels[p, k, c] = np.int32(word)
+            to, column = _place(k, c)
+            panels[p, to, column] = np.int32(word)
         offsets[p, c], factors[p, c] = ZERO * total, top / _TOP
 
     def halves(row: Any, panels: Any, offsets: Any, factors: Any, p: Any, c: Any) -> Any:
         bits = row.view(np.uint32)
         for k in range(panels.shape[1]):
             low, high = to_bfloat16(bits[2 * k]), to_bfloat16(bits[2 * k + 1])
-            panels[p, k, c] = np.uint32(low | (high << np.uint32(16)))
+            to, column = _place(k, c)
+            panels[p, to, column] = np.uint32(low | (high << np.uint32(16)))
         offsets[p, c], factors[p, c] = 0, 1
 
     return levels if panels.dtype == types.int32 else halves
