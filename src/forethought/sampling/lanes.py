@@ -41,7 +41,8 @@ def may_use_amx() -> bool:
 
 
 LANES = 16 if processor_has("avx512f") else 8  # float32 numbers in a register
-CAN_ASSEMBLE = hasattr(binding, "initialize_native_asmparser")
+# Instructions by their names.
+CAN_ASSEMBLE = LANES == 16 and hasattr(binding, "initialize_native_asmparser")
 HAS_BFLOAT16 = CAN_ASSEMBLE and processor_has("avx512bf16")
 if CAN_ASSEMBLE:
     binding.initialize_native_asmparser()
