@@ -3,12 +3,13 @@
     python bench/bench_floor.py
 
 Limits: the fastest matrix products found here, in float32 and in bfloat16 where a processor has
-that arithmetic, and the fastest copy of memory. The floor of a part is the longer of its fewest
-operations (2 a weight and token forward, 6 forward and backward; the head only where a token is
-learned or drawn; attention left out) at the limit of its format and its fewest bytes at the other.
-Operations in int8 count as those of the format next to it. Reading prompts and the backward pass
-are in the format that a run has here. Best of several repeats. Writes docs/results/floor.json,
-floor_bf16.json or floor_amx.json.
+that arithmetic, and the fastest copy of memory, measured before and after each part, as the speed
+of a shared machine moves; the higher counts, and the highest of all are told. The floor of a part
+is the longer of its fewest operations (2 a weight and token forward, 6 forward and backward; the
+head only where a token is learned or drawn; attention left out) at the limit of its format and its
+fewest bytes at the other. Operations in int8 count as those of the format next to it. Reading
+prompts and the backward pass are in the format that a run has here. Best of several repeats. Writes
+docs/results/floor.json, floor_bf16.json or floor_amx.json.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ import json
 import random
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -66,20 +67,31 @@ def fastest_product(dtype: torch.dtype) -> float:
     return max(flops)
 
 
+def highest(several: Sequence[dict[str, float]]) -> dict[str, float]:
+    return {name: max(limit[name] for limit in several) for name in several[0]}
+
+
 def part(
-    seconds: float, gflop: float, gigabytes: float, limit: dict[str, float], dtype: str
-) -> dict[str, float]:
+    timed: Callable[[], float], gflop: float, gigabytes: float, dtype: str
+) -> tuple[dict[str, float], dict[str, float]]:
+    """What `timed` took beside its floor, and the limits."""
+    before, seconds = limits(), timed()
+    limit = highest([before, limits()])
     gflops = (
         limit["gflops"] if dtype == "float32" else limit.get("gflops_bfloat16", limit["gflops"])
     )
     floor = max(gflop / gflops, gigabytes / limit["gigabytes"])
-    return {
+    found = {
         "seconds": round(seconds, 4),
         "gflop": round(gflop, 1),
         "gigabytes": round(gigabytes, 2),
         "floor_seconds": round(floor, 4),
         "share_percent": round(100 * floor / seconds, 1),
+        "limit_gflops": round(gflops, 1),
+        "limit_gigabytes": round(limit["gigabytes"], 1),
     }
+    print(json.dumps(found), file=sys.stderr)
+    return found, limit
 
 
 def decode_seconds(model: Any, weights: Any, rows: int, siblings: int) -> float:
@@ -145,35 +157,45 @@ def backward(model: Any, rows: list[Row], dtype: torch.dtype) -> tuple[int, int]
 
 def main() -> None:
     model: Any = load_model(MODEL, dtype="float32").model.eval()
-    limit = limits()
-    print(json.dumps(limit), file=sys.stderr)
     total = sum(p.numel() for p in model.parameters())
     head = model.get_output_embeddings().weight.numel()
     body = total - head  # the table of embeddings is the head's
     in_run = "bfloat16" if is_bf16() else "float32"
-    parts: dict[str, dict[str, float]] = {}
-    seconds = prefill_seconds(model, [tuple(range(1000 + i, 1128 + i)) for i in range(8)])
-    gflop = 2e-9 * (8 * 128 * body + 8 * head)
-    parts["prefill"] = part(seconds, gflop, BYTES[in_run] * 1e-9 * total, limit, in_run)
+    found: dict[str, tuple[dict[str, float], dict[str, float]]] = {}
+    found["prefill"] = part(
+        lambda: prefill_seconds(model, [tuple(range(1000 + i, 1128 + i)) for i in range(8)]),
+        2e-9 * (8 * 128 * body + 8 * head),
+        BYTES[in_run] * 1e-9 * total,
+        in_run,
+    )
     for weights in ("float32", half(), "int8"):
         for rows in (64, 128):
-            seconds = decode_seconds(model, weights, rows, 8)
-            size = BYTES[weights] * 1e-9 * total
-            found = part(seconds, 2e-9 * rows * total, size, limit, weights)
-            parts[f"decode_{weights}_{rows}"] = found
+            found[f"decode_{weights}_{rows}"] = part(
+                lambda weights=weights, rows=rows: decode_seconds(model, weights, rows, 8),  # type: ignore[misc]
+                2e-9 * rows * total,
+                BYTES[weights] * 1e-9 * total,
+                weights,
+            )
     config, dtype = Optimizer(learning_rate=1e-6), getattr(torch, in_run)
     optimizers, rollouts = build_optimizers(model, config), training_rows()
     cells, targets = backward(model, rollouts, dtype)
-    seconds = best(lambda: backward(model, rollouts, dtype), 3)
-    gflop = 6e-9 * (cells * body + targets * head)
-    parts["backward"] = part(seconds, gflop, 12e-9 * total, limit, in_run)
+    found["backward"] = part(
+        lambda: best(lambda: backward(model, rollouts, dtype), 3),
+        6e-9 * (cells * body + targets * head),
+        12e-9 * total,
+        in_run,
+    )
+    alone = found["backward"][0]["seconds"]
 
     def update() -> None:
         backward(model, rollouts, dtype)
         apply_update(model, optimizers, config, 0, 9)
 
-    seconds = best(update, 2) - seconds
-    parts["update"] = part(max(seconds, 1e-3), 0.0, 28e-9 * total, limit, "float32")
+    found["update"] = part(
+        lambda: max(best(update, 2) - alone, 1e-3), 0.0, 28e-9 * total, "float32"
+    )
+    parts = {name: measured for name, (measured, _) in found.items()}
+    limit = highest([limit for _, limit in found.values()])
     write_result(
         name_here("floor"),
         command="python bench/bench_floor.py",

@@ -108,15 +108,15 @@ def attend_paired(
     (prompt_keys, prompt_values), (own_keys, own_values) = prompts, own
     kv_heads, size, n = len(queries), queries.shape[2], len(seats)
     repeats = queries.shape[1] // n
-    at_once, width, num_tokens = ROWS // repeats, repeats * size, 0
+    at_once, num_tokens = ROWS // repeats, 0
     for r in range(start, stop):
         num_tokens = max(num_tokens, _whole(prompt_lengths[r]) + _whole(own_lengths[r]))
     num_tokens += TOKENS * (1 - num_tokens // TOKENS % 2)  # else rows meet in the nearest cache
     scores = _from_line(4 * ROWS * num_tokens).view(np.float32).reshape(ROWS, num_tokens)
     weights = _from_line(2 * ROWS * num_tokens).view(np.uint16).reshape(ROWS, num_tokens)
     found = _from_line(4 * ROWS * size).view(np.float32).reshape(ROWS, size)
-    rows, factors = np.empty((at_once, kv_heads * width), np.float32), np.empty(ROWS, np.float32)
-    heads = rows.reshape(at_once, kv_heads * repeats, size)
+    heads = np.empty((at_once, kv_heads * repeats, size), np.float32)
+    rows, factors = heads.reshape(at_once, -1), np.empty(ROWS, np.float32)
     r = start
     while r < stop:
         end = _end_of_run(groups, seats, r, min(stop, r + at_once))
