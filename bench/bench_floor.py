@@ -4,13 +4,13 @@
 
 Limits: the fastest matrix products found here, in float32 and in bfloat16 where a processor has
 that arithmetic, and the fastest copy of memory, measured before and after each part, as the speed
-of a shared machine moves; the higher counts, of five rounds the middle one, and the highest of all
-are told. The floor of a part
-is the longer of its fewest operations (2 a weight and token forward, 6 forward and backward; the
-head only where a token is learned or drawn; attention left out) at the limit of its format and its
-fewest bytes at the other. Operations in int8 count as those of the format next to it. Reading
-prompts and the backward pass are in the format that a run has here. Best of several repeats. Writes
-docs/results/floor.json, floor_bf16.json or floor_amx.json.
+of a shared machine moves. The higher counts; of five rounds, best of several repeats each, the one
+in the middle by its share; and the highest of all are told. The floor of a part is the longer of
+its fewest operations (2 a weight and token forward, 6 forward and backward; the head only where a
+token is learned or drawn; attention left out) at the limit of its format and its fewest bytes at
+the other. Operations in int8 count as those of the format next to it. Reading prompts and the
+backward pass are in the format that a run has here. Writes docs/results/floor.json,
+floor_bf16.json or floor_amx.json; the first two were written with one limit for all parts.
 """
 
 from __future__ import annotations
