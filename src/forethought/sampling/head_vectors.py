@@ -24,7 +24,7 @@ from forethought.sampling.lanes import (
     array_of,
     constant,
     fetch,
-    load,
+    load_from,
     minus,
     over,
     plus,
@@ -32,6 +32,7 @@ from forethought.sampling.lanes import (
     shape_of,
     spread,
     store,
+    store_into,
     times,
     variable,
     vector,
@@ -53,7 +54,7 @@ def read(typing: Any, values: Any, cell: Any, head: Any, rows: Any, r: Any) -> A
 
         def copy(at: Value, n: int) -> None:
             fetch(b, b.gep(following, [at]), cache=1)
-            _put(b, _get(b, source, at, n), row, at)
+            store_into(b, load_from(b, source, at, n), row, at)
 
         over(b, shape_of(b, values)[2], copy)
         return context.get_dummy_value()
@@ -90,11 +91,11 @@ def read_turned(
             factor, behind = spread(b, arguments[5], n), b.add(at, half)
             for i in (at, behind):
                 fetch(b, b.gep(following, [i]), cache=1)
-            low, high = (times(b, _get(b, source, i, n), factor) for i in (at, behind))
-            of_low, of_high = (_get(b, cosines, i, n) for i in (at, behind))
-            to_low, to_high = (_get(b, sines, i, n) for i in (at, behind))
-            _put(b, minus(b, times(b, low, of_low), times(b, high, to_low)), row, at)
-            _put(b, plus(b, times(b, high, of_high), times(b, low, to_high)), row, behind)
+            low, high = (times(b, load_from(b, source, i, n), factor) for i in (at, behind))
+            of_low, of_high = (load_from(b, cosines, i, n) for i in (at, behind))
+            to_low, to_high = (load_from(b, sines, i, n) for i in (at, behind))
+            store_into(b, minus(b, times(b, low, of_low), times(b, high, to_low)), row, at)
+            store_into(b, plus(b, times(b, high, of_high), times(b, low, to_high)), row, behind)
 
         over(b, half, turn)
         return context.get_dummy_value()
@@ -111,8 +112,8 @@ def write(typing: Any, rows: Any, r: Any, factor: Any, out: Any, cell: Any, head
         row, target = row_at(b, rows, arguments[1]), row_at(b, out, *arguments[4:6])
 
         def scale(at: Value, n: int) -> None:
-            numbers = times(b, _get(b, row, at, n), spread(b, arguments[2], n))
-            _put(b, numbers, target, at)
+            numbers = times(b, load_from(b, row, at, n), spread(b, arguments[2], n))
+            store_into(b, numbers, target, at)
 
         over(b, shape_of(b, out)[2], scale)
         return context.get_dummy_value()
@@ -145,10 +146,10 @@ def write_turned_back(
 
         def turn(at: Value, n: int) -> None:
             factor, behind = spread(b, arguments[2], n), b.add(at, half)
-            low, high = (times(b, _get(b, row, i, n), factor) for i in (at, behind))
-            of_low, of_high = (_get(b, cosines, i, n) for i in (at, behind))
-            to_low, to_high = (_get(b, sines, i, n) for i in (at, behind))
-            _put(b, plus(b, times(b, low, of_low), times(b, high, to_high)), target, at)
+            low, high = (times(b, load_from(b, row, i, n), factor) for i in (at, behind))
+            of_low, of_high = (load_from(b, cosines, i, n) for i in (at, behind))
+            to_low, to_high = (load_from(b, sines, i, n) for i in (at, behind))
+            store_into(b, plus(b, times(b, low, of_low), times(b, high, to_high)), target, at)
             store(
                 b, minus(b, times(b, high, of_high), times(b, low, to_low)), b.gep(target, [behind])
             )
@@ -174,7 +175,7 @@ def product_with(typing: Any, values: Any, cell: Any, head: Any, rows: Any, r: A
             add_to(
                 b,
                 totals[n],
-                times(b, _get(b, source, at, n), _get(b, row, at, n)),
+                times(b, load_from(b, source, at, n), load_from(b, row, at, n)),
             )
 
         over(b, shape_of(b, values)[2], add)
@@ -200,12 +201,14 @@ def transpose(typing: Any, rows: Any, size: Any, blocks: Any) -> Any:
                 if n == 1:
                     numbers = ir.Constant(vector(FLOAT), ir.Undefined)
                     for i in lanes:
-                        numbers = b.insert_element(numbers, _get(b, sources[i], at, 1), INT32(i))
-                    _put(b, numbers, target, b.mul(at, INT(LANES)))
+                        numbers = b.insert_element(
+                            numbers, load_from(b, sources[i], at, 1), INT32(i)
+                        )
+                    store_into(b, numbers, target, b.mul(at, INT(LANES)))
                     return
-                columns = _exchanged(b, [_get(b, source, at, n) for source in sources])
+                columns = _exchanged(b, [load_from(b, source, at, n) for source in sources])
                 for i, column in enumerate(columns):
-                    _put(b, column, target, b.mul(b.add(at, INT(i)), INT(LANES)))
+                    store_into(b, column, target, b.mul(b.add(at, INT(i)), INT(LANES)))
 
             over(b, arguments[1], turn)
         return context.get_dummy_value()
@@ -228,11 +231,3 @@ def _exchanged(b: Any, rows: list[Value]) -> list[Value]:
                 rows[i + step] = b.shuffle_vector(*pair, ir.Constant(kind, second))
         step //= 2
     return rows
-
-
-def _get(b: Any, row: Value, at: Value, n: int) -> Value:
-    return load(b, b.gep(row, [at]), n)
-
-
-def _put(b: Any, numbers: Value, row: Value, at: Value) -> None:
-    store(b, numbers, b.gep(row, [at]))

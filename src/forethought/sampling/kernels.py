@@ -46,15 +46,12 @@ _FASTMATH = {"nsz", "contract"}
 _ZERO, _ONE, _HALF = np.float32(0.0), np.float32(1.0), np.float32(0.5)
 _SMALLEST = np.float32(1e-12)
 _SOURCES = (
-    *("sampling/" + name for name in ("amx", "attention", "draw_kernel", "kernels", "scaled")),
     *(
-        "sampling/head_vectors",
-        "sampling/lanes",
-        "sampling/row_passes",
-        "sampling/row_vectors",
-        "sampling/tile_outputs",
+        "sampling/" + name
+        for name in ("amx", "attention", "draw_kernel", "head_vectors", "kernels")
     ),
-    *("sampling/paired_attention", "sampling/team", "sampling/tiles", "sampling/vectors"),
+    *("sampling/" + name for name in ("lanes", "paired_attention", "row_passes", "row_vectors")),
+    *("sampling/" + name for name in ("scaled", "team", "tile_outputs", "tiles", "vectors")),
     "sampling/whole_step",
     *("training/passes", "training/softmax", "training/strip_attention", "training/strip_rows"),
 )

@@ -148,6 +148,16 @@ def to_bfloat16(b: Any, numbers: Value) -> Value:
     return b.trunc(b.select(is_none, b.or_(upper, all_(0x40)), rounded), vector(INT16, n))
 
 
+def load_from(b: Any, row: Value, at: Value, n: int) -> Value:
+    """n numbers of a row from number `at` on, as `load`."""
+    return load(b, b.gep(row, [at]), n)
+
+
+def store_into(b: Any, numbers: Value, row: Value, at: Value) -> None:
+    """The same back, as `store`."""
+    store(b, numbers, b.gep(row, [at]))
+
+
 def variable(b: Any, value: Value) -> Value:
     """One that LLVM keeps in a register."""
     place = cgutils.alloca_once(b, value.type)

@@ -26,13 +26,13 @@ from forethought.sampling.lanes import (
     array_of,
     constant,
     exponential,
-    load,
+    load_from,
     minus,
     over,
     plus,
     shape_of,
     spread,
-    store,
+    store_into,
     times,
     to_bfloat16,
     variable,
@@ -48,21 +48,13 @@ def _rows(context: Any, b: Any, signature: Any, values: Any, *indices: int) -> l
     return [*(array.data for array in arrays), shape_of(b, arrays[0])[0]]
 
 
-def _get(b: Any, row: Value, at: Value, n: int) -> Value:
-    return load(b, b.gep(row, [at]), n)
-
-
-def _put(b: Any, numbers: Value, row: Value, at: Value) -> None:
-    store(b, numbers, b.gep(row, [at]))
-
-
 @intrinsic  # type: ignore[untyped-decorator]
 def copy(typing: Any, out: Any, x: Any) -> Any:
     """out = x, both of either format."""
 
     def body(context: Any, b: Any, signature: Any, values: Any) -> Any:
         out, x, count = _rows(context, b, signature, values, 0, 1)
-        over(b, count, lambda at, n: _put(b, _get(b, x, at, n), out, at))
+        over(b, count, lambda at, n: store_into(b, load_from(b, x, at, n), out, at))
         return context.get_dummy_value()
 
     return types.void(out, x), body
@@ -77,8 +69,8 @@ def add_and_square(typing: Any, x: Any, more: Any) -> Any:
         totals = {n: variable(b, constant(0.0, n)) for n in (LANES, 1)}
 
         def add(at: Value, n: int) -> None:
-            found = plus(b, _get(b, x, at, n), _get(b, more, at, n))
-            _put(b, found, x, at)
+            found = plus(b, load_from(b, x, at, n), load_from(b, more, at, n))
+            store_into(b, found, x, at)
             add_to(b, totals[n], times(b, found, found))
 
         over(b, count, add)
@@ -95,8 +87,8 @@ def scale(typing: Any, x: Any, factor: Any, weight: Any, out: Any) -> Any:
         x, weight, out, count = _rows(context, b, signature, values, 0, 2, 3)
 
         def work(at: Value, n: int) -> None:
-            found = times(b, _get(b, x, at, n), spread(b, values[1], n))
-            _put(b, times(b, found, _get(b, weight, at, n)), out, at)
+            found = times(b, load_from(b, x, at, n), spread(b, values[1], n))
+            store_into(b, times(b, found, load_from(b, weight, at, n)), out, at)
 
         over(b, count, work)
         return context.get_dummy_value()
@@ -112,9 +104,9 @@ def gate(typing: Any, out: Any, gates: Any, ups: Any) -> Any:
         out, gates, ups, count = _rows(context, b, signature, values, 0, 1, 2)
 
         def work(at: Value, n: int) -> None:
-            x = _get(b, gates, at, n)
+            x = load_from(b, gates, at, n)
             below = plus(b, exponential(b, minus(b, constant(0.0, n), x)), constant(1.0, n))
-            _put(b, b.fdiv(times(b, x, _get(b, ups, at, n)), below), out, at)
+            store_into(b, b.fdiv(times(b, x, load_from(b, ups, at, n)), below), out, at)
 
         over(b, count, work)
         return context.get_dummy_value()
@@ -132,7 +124,7 @@ def magnitude(typing: Any, x: Any) -> Any:
         tops = {n: variable(b, constant(0, n, INT32)) for n in (LANES, 1)}
 
         def work(at: Value, n: int) -> None:
-            bits = b.bitcast(_get(b, x, at, n), vector(INT32, n))
+            bits = b.bitcast(load_from(b, x, at, n), vector(INT32, n))
             bits = b.and_(bits, constant(0x7FFFFFFF, n, INT32))
             b.store(_larger(b, bits, b.load(tops[n])), tops[n])
 
@@ -152,7 +144,7 @@ def quantize(typing: Any, x: Any, factor: Any, middle: Any, out: Any) -> Any:
 
         def work(at: Value, n: int) -> None:
             factor, middle = (spread(b, number, n) for number in values[1:3])
-            found = plus(b, times(b, _get(b, x, at, n), factor), middle)
+            found = plus(b, times(b, load_from(b, x, at, n), factor), middle)
             levels = b.trunc(b.fptosi(found, vector(INT32, n)), vector(_BYTE, n))
             place = b.bitcast(b.gep(out, [at]), vector(_BYTE, n).as_pointer())
             b.store(levels, place, align=1)
@@ -175,9 +167,9 @@ def put_in_pairs(typing: Any, x: Any, which: Any, out: Any) -> Any:
         def work(at: Value, n: int) -> None:
             place = b.gep(out, [b.add(b.shl(at, INT(1)), values[1])])
             if n == 1:
-                _put(b, _get(b, x, at, 1), place, INT(0))
+                store_into(b, load_from(b, x, at, 1), place, INT(0))
                 return
-            bits = b.zext(to_bfloat16(b, _get(b, x, at, n)), vector(INT32, n))
+            bits = b.zext(to_bfloat16(b, load_from(b, x, at, n)), vector(INT32, n))
             bits = b.shl(bits, b.select(is_second, *(constant(i, n, INT32) for i in (16, 0))))
             pairs, mask = vector(INT16, 2 * n), vector(ir.IntType(1), 2 * n)
             seconds = b.select(is_second, *(ir.Constant(mask, [i, 1 - i] * n) for i in (0, 1)))

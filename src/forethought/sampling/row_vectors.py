@@ -48,11 +48,8 @@ def largest_of(typing: Any, x: Any, r: Any, count: Any) -> Any:
     def body(context: Any, b: Any, signature: Any, values: Any) -> Any:
         x, count = array_of(context, b, signature.args[0], values[0]), values[2]
         row = row_at(b, x, values[1])
-        lowest = constant(_BELOW_ALL)
-        top = variable(b, lowest)
-        with _blocks(b, count) as start:
-            numbers = b.select(_before(b, start, count), load(b, b.gep(row, [start])), lowest)
-            b.store(greater(b, numbers, b.load(top)), top)
+        top = variable(b, constant(_BELOW_ALL))
+        _find_top(b, row, count, top)
         return across(b, b.load(top), greater)
 
     return types.float32(x, r, count), body
@@ -69,12 +66,7 @@ def exponentials(typing: Any, x: Any, r: Any, count: Any, stop: Any, top: Any, o
         )
         (count, stop), top = values[2:4], spread(b, values[4])
         total = variable(b, constant(0.0))
-        with _blocks(b, count) as start:
-            found = exponential(b, minus(b, load(b, b.gep(row, [start])), top))
-            found = b.select(_before(b, start, count), found, constant(0.0))
-            store(b, found, b.gep(target, [start]))
-            add_to(b, total, found)
-        _clear(b, target, count, stop)
+        _raise(b, row, target, count, stop, top, total)
         return across(b, b.load(total), plus)
 
     return types.float32(x, r, count, stop, top, out), body
@@ -97,21 +89,12 @@ def exponentials_of_both(
             (x, out, first, begin),
             (b.gep(x, [begin]), b.gep(out, [begin]), count, stop),
         ]
-        lowest = constant(_BELOW_ALL)
-        tops, total = variable(b, lowest), variable(b, constant(0.0))
+        tops, total = variable(b, constant(_BELOW_ALL)), variable(b, constant(0.0))
         for row, _, count, _ in parts:
-            with _blocks(b, count) as start:
-                numbers = load(b, b.gep(row, [start]))
-                numbers = b.select(_before(b, start, count), numbers, lowest)
-                b.store(greater(b, numbers, b.load(tops)), tops)
+            _find_top(b, row, count, tops)
         top = spread(b, across(b, b.load(tops), greater))
         for row, target, count, stop in parts:
-            with _blocks(b, count) as start:
-                found = exponential(b, minus(b, load(b, b.gep(row, [start])), top))
-                found = b.select(_before(b, start, count), found, constant(0.0))
-                store(b, found, b.gep(target, [start]))
-                add_to(b, total, found)
-            _clear(b, target, count, stop)
+            _raise(b, row, target, count, stop, top, total)
         return across(b, b.load(total), plus)
 
     return types.float32(x, r, first, begin, count, stop, out), body
@@ -150,6 +133,26 @@ def to_slopes(
         return context.get_dummy_value()
 
     return types.void(scores, slopes, r, count, stop, logsum, whole), body
+
+
+def _find_top(b: Any, row: Value, count: Value, tops: Value) -> None:
+    """Every lane's largest number of a row, or what is in `tops` already."""
+    lowest = constant(_BELOW_ALL)
+    with _blocks(b, count) as start:
+        numbers = b.select(_before(b, start, count), load(b, b.gep(row, [start])), lowest)
+        b.store(greater(b, numbers, b.load(tops)), tops)
+
+
+def _raise(
+    b: Any, row: Value, target: Value, count: Value, stop: Value, top: Value, total: Value
+) -> None:
+    """target[:count] = exp(row - top), with zeros up to `stop`; added to every lane of `total`."""
+    with _blocks(b, count) as start:
+        found = exponential(b, minus(b, load(b, b.gep(row, [start])), top))
+        found = b.select(_before(b, start, count), found, constant(0.0))
+        store(b, found, b.gep(target, [start]))
+        add_to(b, total, found)
+    _clear(b, target, count, stop)
 
 
 @contextmanager
