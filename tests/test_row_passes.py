@@ -13,7 +13,7 @@ from numba import njit
 from forethought.sampling.row_passes import (
     add_and_square,
     copy,
-    gate,
+    gate_row,
     magnitude,
     put_in_pairs,
     quantize,
@@ -46,7 +46,7 @@ def scaled(x: Array, factor: Any, weight: Array, out: Array) -> None:
 
 @njit  # type: ignore[untyped-decorator]
 def gated(out: Array, gates: Array, ups: Array) -> None:
-    gate(out, gates, ups)
+    gate_row(out, gates, ups)
 
 
 @njit  # type: ignore[untyped-decorator]

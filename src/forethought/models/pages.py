@@ -19,7 +19,7 @@ from forethought.machine import free_memory_bytes
 _TRIM_THRESHOLD, _MMAP_MAX, _ARENA_MAX = -1, -4, -8
 _NEVER = 2**31 - 1
 _STATE_BYTES = 16  # a parameter with its gradient and AdamW's moments
-_SHARE_OF_FREE = 1 / 16
+_SHARE_OF_FREE = 1 / 4
 
 
 def keep_pages(model: nn.Module) -> bool:

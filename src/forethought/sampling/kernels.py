@@ -32,7 +32,7 @@ from forethought.sampling.lanes import (
 from forethought.sampling.row_passes import (
     add_and_square,
     copy,
-    gate,
+    gate_row,
     magnitude,
     quantize,
     scale,
@@ -53,7 +53,8 @@ _SOURCES = (
     *("sampling/" + name for name in ("lanes", "paired_attention", "row_passes", "row_vectors")),
     *("sampling/" + name for name in ("scaled", "team", "tile_outputs", "tiles", "vectors")),
     "sampling/whole_step",
-    *("training/passes", "training/softmax", "training/strip_attention", "training/strip_rows"),
+    *("training/" + name for name in ("passes", "row_gradients", "softmax")),
+    *("training/strip_attention", "training/strip_rows"),
 )
 OPTIONS: dict[str, Any] = {"fastmath": _FASTMATH, "error_model": "numpy"}
 PART: dict[str, Any] = OPTIONS | {"forceinline": True}
@@ -284,7 +285,7 @@ def gate_rows(gate_up: Any, out: Any, scales: Any, start: int, stop: int) -> Non
     row = np.empty(width, np.float32)
     for r in range(start, stop):
         both = gate_up[r]
-        gate(row, both[:width], both[width:])
+        gate_row(row, both[:width], both[width:])
         put(row, out, scales, r)
 
 

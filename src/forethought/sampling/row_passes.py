@@ -42,7 +42,7 @@ from forethought.sampling.lanes import (
 _BYTE = ir.IntType(8)
 
 
-def _rows(context: Any, b: Any, signature: Any, values: Any, *indices: int) -> list[Value]:
+def rows_of(context: Any, b: Any, signature: Any, values: Any, *indices: int) -> list[Value]:
     """Where the arguments of these numbers begin, and the length of the first of them."""
     arrays = [array_of(context, b, signature.args[i], values[i]) for i in indices]
     return [*(array.data for array in arrays), shape_of(b, arrays[0])[0]]
@@ -53,7 +53,7 @@ def copy(typing: Any, out: Any, x: Any) -> Any:
     """out = x, both of either format."""
 
     def body(context: Any, b: Any, signature: Any, values: Any) -> Any:
-        out, x, count = _rows(context, b, signature, values, 0, 1)
+        out, x, count = rows_of(context, b, signature, values, 0, 1)
         over(b, count, lambda at, n: store_into(b, load_from(b, x, at, n), out, at))
         return context.get_dummy_value()
 
@@ -65,7 +65,7 @@ def add_and_square(typing: Any, x: Any, more: Any) -> Any:
     """x += more, of either format. Returns the sum of x * x."""
 
     def body(context: Any, b: Any, signature: Any, values: Any) -> Any:
-        x, more, count = _rows(context, b, signature, values, 0, 1)
+        x, more, count = rows_of(context, b, signature, values, 0, 1)
         totals = {n: variable(b, constant(0.0, n)) for n in (LANES, 1)}
 
         def add(at: Value, n: int) -> None:
@@ -84,7 +84,7 @@ def scale(typing: Any, x: Any, factor: Any, weight: Any, out: Any) -> Any:
     """out = x * factor * weight."""
 
     def body(context: Any, b: Any, signature: Any, values: Any) -> Any:
-        x, weight, out, count = _rows(context, b, signature, values, 0, 2, 3)
+        x, weight, out, count = rows_of(context, b, signature, values, 0, 2, 3)
 
         def work(at: Value, n: int) -> None:
             found = times(b, load_from(b, x, at, n), spread(b, values[1], n))
@@ -97,11 +97,11 @@ def scale(typing: Any, x: Any, factor: Any, weight: Any, out: Any) -> Any:
 
 
 @intrinsic  # type: ignore[untyped-decorator]
-def gate(typing: Any, out: Any, gates: Any, ups: Any) -> Any:
+def gate_row(typing: Any, out: Any, gates: Any, ups: Any) -> Any:
     """out = silu(gates) * ups, all of either format."""
 
     def body(context: Any, b: Any, signature: Any, values: Any) -> Any:
-        out, gates, ups, count = _rows(context, b, signature, values, 0, 1, 2)
+        out, gates, ups, count = rows_of(context, b, signature, values, 0, 1, 2)
 
         def work(at: Value, n: int) -> None:
             x = load_from(b, gates, at, n)
@@ -120,7 +120,7 @@ def magnitude(typing: Any, x: Any) -> Any:
     the order of what they stand for."""
 
     def body(context: Any, b: Any, signature: Any, values: Any) -> Any:
-        x, count = _rows(context, b, signature, values, 0)
+        x, count = rows_of(context, b, signature, values, 0)
         tops = {n: variable(b, constant(0, n, INT32)) for n in (LANES, 1)}
 
         def work(at: Value, n: int) -> None:
@@ -140,7 +140,7 @@ def quantize(typing: Any, x: Any, factor: Any, middle: Any, out: Any) -> Any:
     """out, uint8, = x * factor + middle without what is behind the point."""
 
     def body(context: Any, b: Any, signature: Any, values: Any) -> Any:
-        x, out, count = _rows(context, b, signature, values, 0, 3)
+        x, out, count = rows_of(context, b, signature, values, 0, 3)
 
         def work(at: Value, n: int) -> None:
             factor, middle = (spread(b, number, n) for number in values[1:3])
@@ -161,7 +161,7 @@ def put_in_pairs(typing: Any, x: Any, which: Any, out: Any) -> Any:
     another thread may write it."""
 
     def body(context: Any, b: Any, signature: Any, values: Any) -> Any:
-        x, out, count = _rows(context, b, signature, values, 0, 2)
+        x, out, count = rows_of(context, b, signature, values, 0, 2)
         is_second = b.trunc(values[1], ir.IntType(1))
 
         def work(at: Value, n: int) -> None:

@@ -4,7 +4,8 @@ The model is transformers' own, and so are its products. For the time of a train
 three kinds of modules have another `forward`: norms and MLPs do in one pass what torch does in many
 (`training/passes.py`), and attention turns its queries and keys and works out the pairs that a
 strip lets through, and no others (`training/strip_attention.py`). Each has its own gradient and
-keeps less for it than torch's operations do.
+keeps less for it than torch's operations do. A table of embeddings that is the head's as well adds
+its few rows to the head's gradient instead of making another of that size, most of it zeros.
 """
 
 from __future__ import annotations
@@ -15,7 +16,8 @@ from functools import partial
 from typing import Any
 
 import torch
-from torch import nn
+import torch.nn.functional as F
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from forethought.sampling.decoder import has_lean_step
@@ -82,6 +84,9 @@ def _forwards(
     base: Any = model.base_model
     layout = layout_of(pieces, starts)
     found: list[Forward] = []
+    table = base.get_input_embeddings()
+    if _is_tied(model, table):
+        found.append((table, partial(_look_up, table)))
     for layer in base.layers:
         for norm in (layer.input_layernorm, layer.post_attention_layernorm):
             found.append((norm, partial(norm_of, norm)))
@@ -91,10 +96,19 @@ def _forwards(
     return [pair for pair in found if _is_untouched(pair[0])]
 
 
+def _is_tied(model: Any, table: nn.Module) -> bool:
+    head = model.get_output_embeddings()
+    is_plain = type(table) is nn.Embedding and not (table.max_norm or table.scale_grad_by_freq)
+    return is_plain and head is not None and head.weight is table.weight
+
+
+def _look_up(table: nn.Embedding, ids: Tensor) -> Tensor:
+    return F.embedding(ids, table.weight, table.padding_idx, sparse=True)
+
+
 def _is_untouched(module: nn.Module) -> bool:
-    return type(module).__module__.startswith("transformers.models.") and (
-        "forward" not in vars(module)
-    )
+    is_known = type(module).__module__.startswith("transformers.models.")
+    return (is_known or type(module) is nn.Embedding) and "forward" not in vars(module)
 
 
 def _is_plain_attention(attention: Any) -> bool:

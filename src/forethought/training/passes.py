@@ -13,16 +13,10 @@ from typing import Any
 
 import numpy as np
 
-from forethought.sampling.kernels import (
-    compiled,
-    dot,
-    exponential,
-    part,
-    store,
-    summing,
-    take,
-)
+from forethought.sampling.kernels import compiled, dot, part
+from forethought.sampling.row_passes import gate_row, scale
 from forethought.sampling.team import share_out
+from forethought.training.row_gradients import gate_row_back, norm_row_back, sum_of_products
 
 _ZERO, _ONE = np.float32(0.0), np.float32(1.0)
 ROWS_TOGETHER = 64  # whose part of a weight's gradient is one sum, whatever the number of threads
@@ -37,14 +31,10 @@ def norm(num_threads: int, x: Any, weight: Any, epsilon: Any, out: Any, factors:
 
 @part
 def _norm(x: Any, weight: Any, epsilon: Any, out: Any, factors: Any, start: int, stop: int) -> None:
-    width = x.shape[1]
-    row = np.empty(width, np.float32)
     for r in range(start, stop):
-        factor = _ONE / math.sqrt(dot(x[r], x[r]) / np.float32(width) + epsilon)
+        factor = _ONE / np.float32(math.sqrt(dot(x[r], x[r]) / np.float32(x.shape[1]) + epsilon))
         factors[r] = factor
-        for i in range(width):
-            row[i] = x[r, i] * factor * weight[i]
-        store(row, out[r])
+        scale(x[r], factor, weight, out[r])
 
 
 @compiled
@@ -70,25 +60,13 @@ def _norm_back(
 ) -> None:
     """With y = x f: dx = f (g w - y mean(g w y)), dw = sum over rows of g y."""
     rows, width = x.shape
-    row = np.empty(width, np.float32)
     for chunk in range(start, stop):
         to_weight[chunk] = _ZERO
         for r in range(chunk * ROWS_TOGETHER, min(rows, (chunk + 1) * ROWS_TOGETHER)):
-            take(gradient, r, row)
             factor = factors[r]
-            back = _dot_3(row, weight, x[r]) * factor / np.float32(width) * factor
-            for i in range(width):
-                to_weight[chunk, i] += row[i] * x[r, i] * factor
-                to_x[r, i] = factor * (row[i] * weight[i] - x[r, i] * back)
-
-
-@summing
-def _dot_3(x: Any, y: Any, z: Any) -> Any:
-    """The sum of x * y * z, all (D,), in float32."""
-    total = _ZERO
-    for i in range(len(x)):
-        total += x[i] * y[i] * z[i]
-    return total
+            total = sum_of_products(gradient[r], weight, x[r])
+            mean = total * factor / np.float32(width) * factor
+            norm_row_back(x[r], weight, gradient[r], factor, mean, to_x[r], to_weight[chunk])
 
 
 @compiled
@@ -99,15 +77,8 @@ def gate(num_threads: int, gates: Any, ups: Any, out: Any) -> None:
 
 @part
 def _gate(gates: Any, ups: Any, out: Any, start: int, stop: int) -> None:
-    width = out.shape[1]
-    rows = np.empty((3, width), np.float32)
-    x, up, row = rows[0], rows[1], rows[2]
     for r in range(start, stop):
-        take(gates, r, x)
-        take(ups, r, up)
-        for i in range(width):
-            row[i] = x[i] * up[i] / (_ONE + exponential(-x[i]))
-        store(row, out[r])
+        gate_row(out[r], gates[r], ups[r])
 
 
 @compiled
@@ -122,17 +93,5 @@ def gate_back(
 def _gate_back(
     gates: Any, ups: Any, gradient: Any, to_gates: Any, to_ups: Any, start: int, stop: int
 ) -> None:
-    """d silu(x) / dx = s (1 + x (1 - s)) with s = sigmoid(x)."""
-    width = gates.shape[1]
-    rows = np.empty((3, width), np.float32)
-    x, up, back = rows[0], rows[1], rows[2]
     for r in range(start, stop):
-        take(gates, r, x)
-        take(ups, r, up)
-        take(gradient, r, back)
-        for i in range(width):
-            share = _ONE / (_ONE + exponential(-x[i]))
-            slope = share * (_ONE + x[i] * (_ONE - share))
-            x[i], up[i] = back[i] * up[i] * slope, back[i] * x[i] * share
-        store(x, to_gates[r])
-        store(up, to_ups[r])
+        gate_row_back(gates[r], ups[r], gradient[r], to_gates[r], to_ups[r])

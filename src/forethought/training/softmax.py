@@ -12,8 +12,10 @@ from typing import Any
 
 import numpy as np
 
-from forethought.sampling.kernels import compiled, exponential, part, store, take
+from forethought.sampling.kernels import compiled, part
+from forethought.sampling.row_passes import copy
 from forethought.sampling.team import share_out
+from forethought.training.row_gradients import add_exponentials, raise_to, softmax_back
 
 ROWS_TOGETHER = 64  # whose part of a sum is one sum, whatever the number of threads
 _ZERO = np.float32(0.0)
@@ -28,24 +30,15 @@ def sum_up(num_threads: int, logits: Any, scale: Any, tops: Any, totals: Any) ->
 
 @part
 def _sum_up(logits: Any, scale: Any, tops: Any, totals: Any, start: int, stop: int) -> None:
-    vocabulary, count = logits.shape
-    rows = np.empty((3, count), np.float32)
-    row, top, total = rows[0], rows[1], rows[2]
+    vocabulary = len(logits)
     for chunk in range(start, stop):
         first, last = chunk * ROWS_TOGETHER, min(vocabulary, (chunk + 1) * ROWS_TOGETHER)
-        take(logits, first, top)
+        copy(tops[chunk], logits[first])
         for v in range(first + 1, last):
-            take(logits, v, row)
-            for n in range(count):
-                top[n] = max(top[n], row[n])
-        total[:] = _ZERO
+            raise_to(tops[chunk], logits[v])
+        totals[chunk] = _ZERO
         for v in range(first, last):
-            take(logits, v, row)
-            for n in range(count):
-                below = scale * (row[n] - top[n])
-                total[n] += exponential(below) + (below - below)  # not a number where it is none
-        tops[chunk] = top
-        totals[chunk] = total
+            add_exponentials(totals[chunk], logits[v], tops[chunk], scale)
 
 
 @compiled
@@ -61,10 +54,5 @@ def to_gradient(
 def _to_gradient(
     logits: Any, scale: Any, tops: Any, logs: Any, upstream: Any, start: int, stop: int
 ) -> None:
-    count = logits.shape[1]
-    row = np.empty(count, np.float32)
     for v in range(start, stop):
-        take(logits, v, row)
-        for n in range(count):
-            row[n] = -upstream[n] * exponential(scale * (row[n] - tops[n]) - logs[n])
-        store(row, logits[v])
+        softmax_back(logits[v], scale, tops, logs, upstream)

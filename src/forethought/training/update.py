@@ -15,6 +15,7 @@ from forethought.schema_tables import Optimizer
 from forethought.training.muon import Muon
 
 Optimizers = tuple[torch.optim.Optimizer, ...]
+_CLIP_EPSILON = 1e-6  # torch's
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,7 +95,7 @@ def apply_update(
     total = torch.nn.utils.get_total_norm(gradients)
     norm = float(total) if is_sound else math.nan
     finite = math.isfinite(norm)
-    if finite:
+    if finite and norm + _CLIP_EPSILON > config.max_grad_norm:  # otherwise the factor is 1
         torch.nn.utils.clip_grads_with_norm_(parameters.values(), config.max_grad_norm, total)
     bad = _not_finite(parameters) if is_sound and not finite else ()
     fraction = schedule_at(config, step, num_steps)
