@@ -91,6 +91,22 @@ def test_layers_are_their_own_again_whatever_happens() -> None:
     assert not any("forward" in vars(module) for module in model.modules())
 
 
+@pytest.mark.parametrize("padding_idx", [None, 5])
+def test_a_table_that_is_the_head_too_learns_as_one(padding_idx: int | None) -> None:
+    model = build("qwen2")
+    table = model.get_input_embeddings()
+    table.padding_idx = padding_idx  # a token of all rows
+    for is_tied in (True, False):
+        if is_tied:
+            model.get_output_embeddings().weight = table.weight
+        else:
+            model.get_output_embeddings().weight = torch.nn.Parameter(table.weight.detach().clone())
+        mine, theirs = ([read(model, is_lean=lean), table.weight.grad] for lean in (True, False))
+        assert mine[1] is not None and theirs[1] is not None and not mine[1].is_sparse
+        assert torch.allclose(mine[1], theirs[1], rtol=1e-3, atol=1e-5)
+        assert torch.equal(read(model, is_lean=True)[1], mine[0][1])
+
+
 def test_a_model_that_reads_another_way_keeps_its_layers() -> None:
     model = build("llama")
     assert has_lean_attention(model)

@@ -139,13 +139,13 @@ def test_weights_of_both_parts_share_their_largest_score(first: int, count: int,
     begin, stop = -(-first // 32) * 32, -(-count // 32) * 32
     x = np.random.default_rng(seed).normal(0, 9, (2, begin + stop)).astype(np.float32)
     out = torch.full((3, begin + stop), 7.0, dtype=torch.bfloat16)
-    total = weigh_both(x, first, begin, count, stop, values_of(out))
+    total, top = weigh_both(x, first, begin, count, stop, values_of(out))
     scores = np.concatenate([x[1, :first], x[1, begin : begin + count]])
     wanted = np.exp(scores - scores.max())
     found = np.concatenate([out[1, :first].float(), out[1, begin : begin + count].float()])
     assert np.allclose(found, wanted, rtol=2**-8, atol=1e-30)
-    assert np.isclose(total, wanted.sum(), rtol=1e-5)
+    assert np.isclose(total, wanted.sum(), rtol=1e-5) and top == scores.max()
     assert not out[1, first:begin].any() and not out[1, begin + count :].any()
     assert bool((out[[0, 2]] == 7.0).all())
     x[1, 0 if first else begin] = np.nan
-    assert np.isnan(weigh_both(x, first, begin, count, stop, values_of(out)))
+    assert np.isnan(weigh_both(x, first, begin, count, stop, values_of(out))[0])

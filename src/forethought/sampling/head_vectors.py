@@ -16,6 +16,7 @@ from numba.extending import intrinsic
 from forethought.sampling.lanes import (
     FLOAT,
     INT,
+    INT16,
     INT32,
     LANES,
     Value,
@@ -24,6 +25,7 @@ from forethought.sampling.lanes import (
     array_of,
     constant,
     fetch,
+    load,
     load_from,
     minus,
     over,
@@ -214,6 +216,25 @@ def transpose(typing: Any, rows: Any, size: Any, blocks: Any) -> Any:
         return context.get_dummy_value()
 
     return types.void(rows, size, blocks), body
+
+
+@intrinsic  # type: ignore[untyped-decorator]
+def turn_square(typing: Any, x: Any, c: Any, out: Any, r: Any, to: Any) -> Any:
+    """out[r + i, to + j] = x[j, c + i] for i and j below LANES, in bfloat16, bit by bit."""
+
+    def body(context: Any, b: Any, signature: Any, arguments: Any) -> Any:
+        x, out = (array_of(context, b, signature.args[i], arguments[i]) for i in (0, 2))
+        c, r, to = (arguments[i] for i in (1, 3, 4))
+        lanes = range(LANES)
+        rows = [load(b, b.gep(row_at(b, x, INT(j)), [c])) for j in lanes]
+        for i, column in enumerate(_exchanged(b, rows)):
+            bits = b.lshr(b.bitcast(column, vector(INT32)), constant(16, LANES, INT32))
+            halves = b.trunc(bits, vector(INT16))
+            place = b.gep(row_at(b, out, b.add(r, INT(i))), [to])
+            b.store(halves, b.bitcast(place, vector(INT16).as_pointer()), align=2)
+        return context.get_dummy_value()
+
+    return types.void(x, c, out, r, to), body
 
 
 def _exchanged(b: Any, rows: list[Value]) -> list[Value]:

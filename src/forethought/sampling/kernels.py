@@ -53,7 +53,7 @@ _SOURCES = (
     *("sampling/" + name for name in ("lanes", "paired_attention", "row_passes", "row_vectors")),
     *("sampling/" + name for name in ("scaled", "team", "tile_outputs", "tiles", "vectors")),
     "sampling/whole_step",
-    *("training/" + name for name in ("passes", "row_gradients", "softmax")),
+    *("training/" + name for name in ("paired_strips", "passes", "row_gradients", "softmax")),
     *("training/strip_attention", "training/strip_rows"),
 )
 OPTIONS: dict[str, Any] = {"fastmath": _FASTMATH, "error_model": "numpy"}

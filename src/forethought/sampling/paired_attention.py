@@ -110,11 +110,11 @@ def attend_paired(
     repeats = queries.shape[1] // n
     at_once, num_tokens = ROWS // repeats, 0
     for r in range(start, stop):
-        num_tokens = max(num_tokens, _whole(prompt_lengths[r]) + _whole(own_lengths[r]))
+        num_tokens = max(num_tokens, whole_steps(prompt_lengths[r]) + whole_steps(own_lengths[r]))
     num_tokens += TOKENS * (1 - num_tokens // TOKENS % 2)  # else rows meet in the nearest cache
-    scores = _from_line(4 * ROWS * num_tokens).view(np.float32).reshape(ROWS, num_tokens)
-    weights = _from_line(2 * ROWS * num_tokens).view(np.uint16).reshape(ROWS, num_tokens)
-    found = _from_line(4 * ROWS * size).view(np.float32).reshape(ROWS, size)
+    scores = from_line(4 * ROWS * num_tokens).view(np.float32).reshape(ROWS, num_tokens)
+    weights = from_line(2 * ROWS * num_tokens).view(np.uint16).reshape(ROWS, num_tokens)
+    found = from_line(4 * ROWS * size).view(np.float32).reshape(ROWS, size)
     heads = np.empty((at_once, kv_heads * repeats, size), np.float32)
     rows, factors = heads.reshape(at_once, -1), np.empty(ROWS, np.float32)
     r = start
@@ -128,7 +128,7 @@ def attend_paired(
             (end - r) * repeats,
             min(end, n - 1),
         )
-        begin = _whole(first)
+        begin = whole_steps(first)
         for h in range(kv_heads):
             is_last = h + 1 == kv_heads  # of the heads: the next rows come then
             g2, s2 = (groups[following], seats[following]) if is_last else (g, seats[r])
@@ -136,24 +136,25 @@ def attend_paired(
             if first:
                 configure(SHAPES[count])
                 keys, ahead = prompt_keys[layer, g, h], prompt_keys[layer, g2, h2]
-                _score(queries[h], r * repeats, keys, first, ahead, scores, 0, 0)
+                score_pairs(queries[h], r * repeats, keys, first, ahead, scores, 0, 0)
             configure(SHAPES[each * repeats])
             for i in range(r, end, each):
                 s3, h3 = (seats[i + each], h) if i + each < end else (s2, h2)
                 keys, ahead = own_keys[layer, seats[i], h], own_keys[layer, s3, h3]
                 at, longest = (i - r) * repeats, own_lengths[i + each - 1]
-                _score(queries[h], i * repeats, keys, longest, ahead, scores, at, begin)
+                score_pairs(queries[h], i * repeats, keys, longest, ahead, scores, at, begin)
                 for j in range(at, at + each * repeats):
-                    own_length, to = own_lengths[r + j // repeats], _whole(longest)
-                    factors[j] = _ONE / exponentials_of_both(
+                    own_length, to = own_lengths[r + j // repeats], whole_steps(longest)
+                    total, _ = exponentials_of_both(
                         scores, j, first, begin, own_length, to, weights
                     )
+                    factors[j] = _ONE / total
                 values, ahead_too = own_values[layer, seats[i], h], own_values[layer, s3, h3]
-                _weigh(False, weights, at, begin, values, longest, ahead_too, found)
+                weigh_pairs(False, weights, at, begin, values, longest, ahead_too, found)
             if first:
                 configure(SHAPES[count])
                 values, ahead_too = prompt_values[layer, g, h], prompt_values[layer, g2, h2]
-                _weigh(True, weights, 0, 0, values, first, ahead_too, found)
+                weigh_pairs(True, weights, 0, 0, values, first, ahead_too, found)
             for i in range(count):
                 write(found, i, factors[i], heads, i // repeats, h * repeats + i % repeats)
         for i in range(r, end):
@@ -177,7 +178,7 @@ def _end_of_run(groups: Any, seats: Any, start: int, stop: int) -> int:
 
 
 @part
-def _score(
+def score_pairs(
     queries: Any, row: int, keys: Any, count: int, ahead: Any, scores: Any, at: int, column: int
 ) -> None:
     """scores[at:, column:][:, :count] = queries[row:] . keys, of as many rows as are configured,
@@ -193,7 +194,7 @@ def _score(
 
 
 @part
-def _weigh(
+def weigh_pairs(
     is_more: bool,
     weights: Any,
     row: int,
@@ -206,7 +207,7 @@ def _weigh(
     """out[row:] = weights[row:, column:][:, :count] times values, of as many rows as are
     configured, or where there `is_more` += it."""
     strides = 4 * WORDS, ROWS * values.strides[0], values.strides[0]
-    given, num_steps, size = weights[:, column:], _whole(count) // TOKENS, out.shape[1]
+    given, num_steps, size = weights[:, column:], whole_steps(count) // TOKENS, out.shape[1]
     for at in range(0, size, 2 * WORDS):
         if is_more:
             more_2(given, row, values, 4 * at, strides, num_steps, ahead, out, row, at)
@@ -215,13 +216,13 @@ def _weigh(
 
 
 @part
-def _whole(count: int) -> int:
+def whole_steps(count: int) -> int:
     """`count` rounded up to what instructions weigh."""
     return (count + TOKENS - 1) // TOKENS * TOKENS
 
 
 @part
-def _from_line(size: int) -> Any:
+def from_line(size: int) -> Any:
     """So many bytes, not filled in yet, from where a line of memory begins."""
     room = np.empty(size + LINE, np.uint8)
     start = -room.ctypes.data % LINE

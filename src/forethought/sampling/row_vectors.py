@@ -78,7 +78,7 @@ def exponentials_of_both(
 ) -> Any:
     """Of x[r, :first] and x[r, begin:][:count] together: exp(x - the largest of them) into out[r],
     bfloat16, followed by zeros up to `begin` and to `stop` behind it. Returns the sum, of what is
-    not rounded."""
+    not rounded, and the largest."""
 
     def body(context: Any, b: Any, signature: Any, values: Any) -> Any:
         x, out = (
@@ -92,12 +92,15 @@ def exponentials_of_both(
         tops, total = variable(b, constant(_BELOW_ALL)), variable(b, constant(0.0))
         for row, _, count, _ in parts:
             _find_top(b, row, count, tops)
-        top = spread(b, across(b, b.load(tops), greater))
+        largest = across(b, b.load(tops), greater)
+        top = spread(b, largest)
         for row, target, count, stop in parts:
             _raise(b, row, target, count, stop, top, total)
-        return across(b, b.load(total), plus)
+        found = across(b, b.load(total), plus), largest
+        return context.make_tuple(b, signature.return_type, found)
 
-    return types.float32(x, r, first, begin, count, stop, out), body
+    two = types.UniTuple(types.float32, 2)
+    return two(x, r, first, begin, count, stop, out), body
 
 
 @intrinsic  # type: ignore[untyped-decorator]
@@ -133,6 +136,51 @@ def to_slopes(
         return context.get_dummy_value()
 
     return types.void(scores, slopes, r, count, stop, logsum, whole), body
+
+
+@intrinsic  # type: ignore[untyped-decorator]
+def to_slopes_of_key(
+    typing: Any,
+    scores: Any,
+    slopes: Any,
+    r: Any,
+    first: Any,
+    stop: Any,
+    logsums: Any,
+    wholes: Any,
+    to_weights: Any,
+    to_slopes: Any,
+) -> Any:
+    """What `to_slopes` works out for a query, for one key, whose queries are the columns from
+    `first` on: to_weights[r] = w = exp(scores[r] - logsums) and to_slopes[r] = w * (slopes[r] -
+    wholes), 0 before `first`, up to `stop`, a multiple of LANES."""
+
+    def body(context: Any, b: Any, signature: Any, values: Any) -> Any:
+        *tables, logsums, wholes = (
+            array_of(context, b, signature.args[i], values[i]) for i in (0, 1, 7, 8, 5, 6)
+        )
+        scores, slopes, *targets = (row_at(b, table, values[2]) for table in tables)
+        first, stop = values[3:5]
+        whole = b.and_(first, INT(-LANES))  # before it no vector has anything
+        whole = b.select(b.icmp_signed("<", whole, stop), whole, stop)
+        with cgutils.for_range_slice(b, INT(0), whole, INT(LANES)) as (start, _):
+            for target in targets:
+                store(b, constant(0.0), b.gep(target, [start]))
+        with cgutils.for_range_slice(b, whole, stop, INT(LANES)) as (start, _):
+            row, slope, logsum, mean = (
+                load(b, b.gep(place, [start]))
+                for place in (scores, slopes, logsums.data, wholes.data)
+            )
+            weights = exponential(b, minus(b, row, logsum))
+            found = weights, times(b, weights, minus(b, slope, mean))
+            is_before = _before(b, start, first)
+            for numbers, target in zip(found, targets, strict=True):
+                numbers = b.select(is_before, constant(0.0), numbers)
+                store(b, numbers, b.gep(target, [start]))
+        return context.get_dummy_value()
+
+    signature = types.void(scores, slopes, r, first, stop, logsums, wholes, to_weights, to_slopes)
+    return signature, body
 
 
 def _find_top(b: Any, row: Value, count: Value, tops: Value) -> None:

@@ -12,8 +12,11 @@ from torch import Tensor
 from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 
+from forethought.sampling.lanes import may_use_amx
+from forethought.sampling.paired_attention import TOKENS
 from forethought.sampling.scaled import Values, values_of
 from forethought.sampling.team import threads_for
+from forethought.training.paired_strips import attend_paired_strips, attend_paired_strips_back
 from forethought.training.passes import ROWS_TOGETHER, gate, gate_back, norm, norm_back
 from forethought.training.strip_attention import attend, attend_back
 
@@ -132,7 +135,8 @@ class Attention(Function):
         heads = tuple(x.detach().contiguous() for x in (queries, keys, values))
         out = torch.empty_like(heads[0])
         logsums = torch.empty(out.shape[:2])
-        attend(
+        forth = attend_paired_strips if _goes_by_pairs(heads[0]) else attend
+        forth(
             threads_for(out.numel()),
             tuple(map(_values, heads)),
             (_values(cos), _values(sin)),
@@ -150,7 +154,8 @@ class Attention(Function):
         *heads, cos, sin, out, logsums = ctx.saved_tensors
         to_heads = [torch.zeros_like(x) for x in heads]
         given = gradient.to(out.dtype).contiguous()
-        attend_back(
+        back = attend_paired_strips_back if _goes_by_pairs(out) else attend_back
+        back(
             threads_for(out.numel()),
             tuple(map(_values, heads)),
             (_values(cos), _values(sin)),
@@ -162,6 +167,11 @@ class Attention(Function):
             tuple(map(_values, to_heads)),
         )
         return *to_heads, None, None, None, None
+
+
+def _goes_by_pairs(heads: Tensor) -> bool:
+    """Whether AMX can: numbers are bfloat16, and those of a head fill its words."""
+    return may_use_amx() and heads.dtype == torch.bfloat16 and heads.shape[-1] % TOKENS == 0
 
 
 def _values(x: Tensor) -> Values:

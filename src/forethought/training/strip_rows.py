@@ -45,11 +45,27 @@ def read_rows(
     """Of `count` cells the heads that stand at key-value head h, one after the other, as rows of
     whole vectors: times `factor` and turned, or with 0 as they are. There are at least as many rows
     as whole tiles of MOST_HEADS and whole blocks of LANES have, the last of them 0."""
-    cos, sin = rotation
     size = values.shape[2]
     num = count * repeats
     rows = max(-(-num // MOST_HEADS) * MOST_HEADS, -(-num // LANES) * LANES)
     found = np.zeros((rows, -(-size // LANES) * LANES), np.float32)
+    fill_rows(values, rotation, cell, count, h, repeats, factor, found)
+    return found
+
+
+@part
+def fill_rows(
+    values: Any,
+    rotation: Any,
+    cell: int,
+    count: int,
+    h: int,
+    repeats: int,
+    factor: Any,
+    found: Any,
+) -> None:
+    """What `read_rows` reads, into the first rows of `found`, in float32 or bfloat16."""
+    cos, sin = rotation
     for t in range(count):
         for r in range(repeats):
             head, row = h * repeats + r, t * repeats + r
@@ -57,7 +73,6 @@ def read_rows(
                 read_turned(values, cell + t, head, found, row, factor, cos, sin, cell + t)
             else:
                 read(values, cell + t, head, found, row)
-    return found
 
 
 @part
