@@ -2,30 +2,35 @@
 
     python bench/bench_floor.py
 
-Limits: the fastest matrix products found here, in float32 and in bfloat16 where a processor has
-that arithmetic, and the fastest copy of memory, measured before and after each part, as the speed
-of a shared machine moves. The higher counts; of five rounds, best of several repeats each, the one
-in the middle by its share; and the highest of all are told. The floor of a part is the longer of
-its fewest operations (2 a weight and token forward, 6 forward and backward; the head only where a
-token is learned or drawn; attention left out) at the limit of its format and its fewest bytes at
+Limits: what the fastest of a few matrix products keeps up here, in float32 and in bfloat16 where a
+processor has that arithmetic, and a copy of memory, each for a few tenths of a second right before
+and right after each part, as the speed of a shared machine moves within seconds; their mean counts.
+Of five rounds, each the middle of a few repeats, the one in the middle by its share is told, and
+what its share would be of the highest limit that any round saw. The floor of a part is the longer
+of its fewest operations (2 a weight and token forward, 6 forward and backward; the head only where
+a token is learned or drawn; attention left out) at the limit of its format and its fewest bytes at
 the other. Operations in int8 count as those of the format next to it. Reading prompts and the
 backward pass are in the format that a run has here. Writes docs/results/floor.json,
-floor_bf16.json or floor_amx.json; the first two were written with one limit for all parts.
+floor_bf16.json or floor_amx.json; the first two were written with one limit for all parts, the
+fastest single product, and the update as what it adds to a backward pass.
 """
 
 from __future__ import annotations
 
 import json
 import random
+import statistics
 import sys
 import time
 from collections.abc import Callable, Sequence
+from functools import cache
 from typing import Any
 
 import torch
 
 from device import half, is_bf16, name_here
 from forethought.models.load import load_model
+from forethought.models.pages import keep_pages
 from forethought.models.precision import compute_in, keep_casts
 from forethought.sampling.decoder import Decoder
 from forethought.schema_tables import Optimizer
@@ -37,36 +42,67 @@ from record import write_result
 MODEL = "smollm2-135m"
 PROMPT, OWN, STEPS = 80, 64, 8
 ROUNDS = 5  # of each part
+LIMIT_SECONDS = 0.3
+SHAPES = [(512, 576, 1536), (1024, 576, 3072), (2048, 2048, 2048), (512, 1536, 576)]
 CELLS = 2048  # of a batch
 BYTES = {"float32": 4, "float16": 2, "bfloat16": 2, "int8": 1}
 
 
-def best(function: Callable[[], object], repeats: int) -> float:
+def typical(function: Callable[[], object], repeats: int = 3) -> float:
+    """Seconds of the repeat in the middle."""
     function()
     seconds = []
     for _ in range(repeats):
         began = time.perf_counter()
         function()
         seconds.append(time.perf_counter() - began)
-    return min(seconds)
+    return statistics.median(seconds)
+
+
+def rate(function: Callable[[], object]) -> float:
+    """How often a second, for LIMIT_SECONDS."""
+    function()
+    count, began = 0, time.perf_counter()
+    while (elapsed := time.perf_counter() - began) < LIMIT_SECONDS:
+        function()
+        count += 1
+    return count / elapsed
 
 
 def limits() -> dict[str, float]:
     """Billions of operations and of bytes a second."""
+    source, target = copied()
+    found = {
+        "gflops": product_rate(torch.float32),
+        "gigabytes": 2e-9 * source.nbytes * rate(lambda: target.copy_(source)),
+    }
+    return found | ({"gflops_bfloat16": product_rate(torch.bfloat16)} if is_bf16() else {})
+
+
+@cache
+def copied() -> tuple[torch.Tensor, torch.Tensor]:
     source = torch.zeros(1 << 26)  # 256 MB
-    target = torch.empty_like(source)
-    copied = 2e-9 * source.nbytes / best(lambda: target.copy_(source), 5)
-    found = {"gflops": fastest_product(torch.float32), "gigabytes": copied}
-    return found | ({"gflops_bfloat16": fastest_product(torch.bfloat16)} if is_bf16() else {})
+    return source, torch.empty_like(source)
 
 
-def fastest_product(dtype: torch.dtype) -> float:
+def product_rate(dtype: torch.dtype) -> float:
     """Billions of operations a second."""
-    flops = []
-    for m, k, n in ((512, 576, 1536), (1024, 576, 3072), (2048, 2048, 2048), (512, 1536, 576)):
+    left, right = fastest_product(dtype)
+    return 2e-9 * left.numel() * right.shape[1] * rate(lambda: left @ right)
+
+
+@cache
+def fastest_product(dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:
+    """Of a few shapes, tried twice."""
+    found = []
+    for m, k, n in SHAPES * 2:
         left, right = torch.randn(m, k).to(dtype), torch.randn(k, n).to(dtype)
-        flops.append(2e-9 * m * k * n / best(lambda a=left, b=right: a @ b, 8))  # type: ignore[misc]
-    return max(flops)
+        found.append((m * k * n * rate(lambda a=left, b=right: a @ b), left, right))  # type: ignore[misc]
+    return max(found, key=lambda one: one[0])[1:]
+
+
+def mean(several: Sequence[dict[str, float]]) -> dict[str, float]:
+    return {name: statistics.fmean(limit[name] for limit in several) for name in several[0]}
 
 
 def highest(several: Sequence[dict[str, float]]) -> dict[str, float]:
@@ -81,9 +117,11 @@ def part(
     for _ in range(ROUNDS):
         seconds = timed()
         every.append(limits())
-        rounds.append(share(seconds, gflop, gigabytes, highest(every[-2:]), dtype))
+        rounds.append(share(seconds, gflop, gigabytes, mean(every[-2:]), dtype))
         print(json.dumps(rounds[-1]), file=sys.stderr)
-    return sorted(rounds, key=lambda found: found["share_percent"])[ROUNDS // 2], highest(every)
+    middle = sorted(rounds, key=lambda found: found["share_percent"])[ROUNDS // 2]
+    of_highest = share(middle["seconds"], gflop, gigabytes, highest(every), dtype)["share_percent"]
+    return middle | {"share_of_highest_percent": of_highest}, highest(every)
 
 
 def share(
@@ -142,7 +180,7 @@ def prefill_seconds(model: Any, prompts: list[tuple[int, ...]]) -> float:
     decoder = Decoder(model, half(), 3 << 30)
     decoder.open(len(prompts), len(prompts[0]), OWN, len(prompts[0]) + OWN)
     with torch.inference_mode():
-        return best(lambda: decoder.prefill(prompts, torch.float32), 3)
+        return typical(lambda: decoder.prefill(prompts, torch.float32))
 
 
 def backward(model: Any, rows: list[Row], dtype: torch.dtype) -> tuple[int, int]:
@@ -187,23 +225,26 @@ def main() -> None:
                 weights,
             )
     config, dtype = Optimizer(learning_rate=1e-6), getattr(torch, in_run)
+    keep_pages(model)  # as a run does
     optimizers, rollouts = build_optimizers(model, config), training_rows()
     cells, targets = backward(model, rollouts, dtype)
     found["backward"] = part(
-        lambda: best(lambda: backward(model, rollouts, dtype), 3),
+        lambda: typical(lambda: backward(model, rollouts, dtype)),
         6e-9 * (cells * body + targets * head),
         12e-9 * total,
         in_run,
     )
-    alone = found["backward"][0]["seconds"]
 
-    def update() -> None:
-        backward(model, rollouts, dtype)
-        apply_update(model, optimizers, config, 0, 9)
+    def update() -> float:
+        seconds = []
+        for _ in range(3):
+            backward(model, rollouts, dtype)
+            began = time.perf_counter()
+            apply_update(model, optimizers, config, 0, 9)
+            seconds.append(time.perf_counter() - began)
+        return statistics.median(seconds)
 
-    found["update"] = part(
-        lambda: max(best(update, 2) - alone, 1e-3), 0.0, 28e-9 * total, "float32"
-    )
+    found["update"] = part(update, 0.0, 28e-9 * total, "float32")
     parts = {name: measured for name, (measured, _) in found.items()}
     limit = highest([limit for _, limit in found.values()])
     write_result(
