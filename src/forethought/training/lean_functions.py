@@ -170,8 +170,11 @@ class Attention(Function):
 
 
 def _goes_by_pairs(heads: Tensor) -> bool:
-    """Whether AMX can: numbers are bfloat16, and those of a head fill its words."""
-    return may_use_amx() and heads.dtype == torch.bfloat16 and heads.shape[-1] % TOKENS == 0
+    """Whether AMX can and pays: numbers are bfloat16, and those of a head fill its words, twice at
+    least, or what it takes to lay them out is not won back over short completions."""
+    size = heads.shape[-1]
+    fills = size % TOKENS == 0 and size >= 2 * TOKENS
+    return may_use_amx() and heads.dtype == torch.bfloat16 and fills
 
 
 def _values(x: Tensor) -> Values:
