@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from forethought.training.batch import Batch, batch_logprobs, mask_of, pack_batches, pairs_per_token
-from forethought.training.strips import Learned, Row, Strip, lay_out
+from forethought.training.strips import Row, Strip, lay_out
 from model_families import FAMILIES, make_model
 
 ALWAYS = 1e9  # pairs a token: sharing always pays
@@ -37,11 +37,11 @@ def test_a_strip_by_hand() -> None:
     assert strip.token_ids == [7, 8, 1, 2, 3, 4, 5]
     assert strip.position_ids == [0, 1, 2, 3, 4, 2, 3]
     assert strip.branches == [0, 0, 1, 1, 1, 2, 2]
-    predicted = [(t.predictor, t.target, t.advantage) for t in strip.learned]
+    found = strip.learned
+    predicted = list(zip(found.predictors, found.targets, found.advantages, strict=True))
     # the prompt's last token predicts the first of both completions
     assert predicted == [(1, 1, 2.0), (2, 2, 2.0), (3, 3, 2.0), (1, 4, -1.0), (5, 5, -1.0)]
-    logprobs = [t.sampler_logprob for t in strip.learned]
-    assert logprobs == pytest.approx([-0.2, -0.3, -0.4, -0.2, -0.3])
+    assert found.sampler_logprobs == pytest.approx([-0.2, -0.3, -0.4, -0.2, -0.3])
 
 
 def test_a_mask_by_hand() -> None:
@@ -92,14 +92,12 @@ def learned(strips: Sequence[Strip]) -> Counter[tuple[Any, ...]]:
     """Every learned token with what stands before it, as its strip shows it."""
     found: Counter[tuple[Any, ...]] = Counter()
     for strip in strips:
-        for token in strip.learned:
-            branch = strip.branches[token.predictor]  # 0 for the first token of a completion
+        for predictor, *token in zip(*strip.learned, strict=True):
+            branch = strip.branches[predictor]  # 0 for the first token of a completion
             before = tuple(
-                strip.token_ids[c]
-                for c in range(token.predictor + 1)
-                if strip.branches[c] in (0, branch)
+                strip.token_ids[c] for c in range(predictor + 1) if strip.branches[c] in (0, branch)
             )
-            found[(before, *token[1:])] += 1
+            found[(before, *token)] += 1
     return found
 
 
@@ -113,7 +111,6 @@ def test_sharing_loses_and_repeats_nothing(rows: list[Row], pairs: float, limit:
     for strip in strips:
         is_shared = max(strip.branches) > 1
         assert not is_shared or len(strip.token_ids) <= limit
-        assert all(isinstance(token, Learned) for token in strip.learned)
 
 
 def test_siblings_join_while_it_pays() -> None:

@@ -13,9 +13,10 @@ import math
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
-from itertools import accumulate
+from itertools import accumulate, chain
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel
@@ -127,24 +128,20 @@ def _collate(
     strips: Sequence[Strip], widths: Sequence[int], pad_id: int, device: str, *, is_flat: bool
 ) -> Batch:
     starts = list(accumulate(widths, initial=0))
-    learned = [
-        (at, token) for at, strip in zip(starts, strips, strict=False) for token in strip.learned
-    ]
+    offsets = np.repeat(starts[:-1], [len(strip.learned.targets) for strip in strips])
     is_plain = not is_flat and all(max(strip.branches) <= 1 for strip in strips)
 
-    def floats(name: str) -> Tensor:
-        return torch.tensor([getattr(t, name) for _, t in learned], dtype=torch.float32).to(device)
-
-    def integers(name: str) -> Tensor:
-        return torch.tensor([getattr(t, name) for _, t in learned], dtype=torch.int64).to(device)
+    def numbers(name: str, dtype: type[np.generic]) -> Tensor:
+        """Of all tokens that carry loss; numpy reads a list several times faster than torch."""
+        several = chain.from_iterable(getattr(strip.learned, name) for strip in strips)
+        return torch.from_numpy(np.fromiter(several, dtype, len(offsets))).to(device)
 
     def cells(rows: Iterable[Sequence[int]], fill: int) -> Tensor:
-        padded = [
-            number
-            for row, width in zip(rows, widths, strict=True)
-            for number in (*row, *[fill] * (width - len(row)))
-        ]
-        found = torch.tensor(padded, dtype=torch.int64)
+        padded: list[int] = []
+        for row, width in zip(rows, widths, strict=True):
+            padded += row
+            padded += [fill] * (width - len(row))
+        found = torch.from_numpy(np.array(padded, np.int64))
         return found.view(1 if is_flat else len(strips), -1).to(device)
 
     branches = [
@@ -153,16 +150,14 @@ def _collate(
     ]
     return Batch(
         input_ids=cells((s.token_ids for s in strips), pad_id),
-        positions=torch.tensor([at + t.predictor for at, t in learned], dtype=torch.int64).to(
-            device
-        ),
-        targets=integers("target"),
-        weights=floats("weight"),
-        advantages=floats("advantage"),
-        sampler_logprobs=floats("sampler_logprob"),
-        old_logprobs=floats("old_logprob"),
-        rows=integers("row"),
-        columns=integers("column"),
+        positions=torch.from_numpy(offsets).to(device) + numbers("predictors", np.int64),
+        targets=numbers("targets", np.int64),
+        weights=numbers("weights", np.float32),
+        advantages=numbers("advantages", np.float32),
+        sampler_logprobs=numbers("sampler_logprobs", np.float32),
+        old_logprobs=numbers("old_logprobs", np.float32),
+        rows=numbers("rows", np.int64),
+        columns=numbers("columns", np.int64),
         position_ids=None if is_plain else cells((s.position_ids for s in strips), 0),
         branches=None if is_plain else cells(branches, -1),
         pieces=[pieces_of(strip) for strip in strips],

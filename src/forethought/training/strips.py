@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -36,19 +36,17 @@ class Row:
 
 
 class Learned(NamedTuple):
-    """A token that carries loss, and the column of the strip that predicts it.
+    """The tokens that carry loss, a column of each kind of number, all of one length: the column of
+    the strip that predicts the token, ..., its row's number and where in that row it stands."""
 
-    It is token `column` of the row number `row`.
-    """
-
-    predictor: int
-    target: int
-    weight: float
-    advantage: float
-    sampler_logprob: float
-    old_logprob: float
-    row: int
-    column: int
+    predictors: Sequence[int]
+    targets: Sequence[int]
+    weights: Sequence[float]
+    advantages: Sequence[float]
+    sampler_logprobs: Sequence[float]
+    old_logprobs: Sequence[float]
+    rows: Sequence[int]
+    columns: Sequence[int]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -58,7 +56,7 @@ class Strip:
     token_ids: Sequence[int]
     position_ids: Sequence[int]
     branches: Sequence[int]
-    learned: Sequence[Learned]
+    learned: Learned
 
 
 def lay_out(rows: Sequence[Row], *, pairs_per_token: float, max_tokens: int) -> list[Strip]:
@@ -107,14 +105,20 @@ def _strip(rows: Mapping[int, Row]) -> Strip:
     prompt = first.num_prompt
     token_ids = list(first.token_ids[:prompt])
     position_ids, branches = list(range(prompt)), [0] * prompt
-    learned: list[Learned] = []
+    learned: tuple[list[Any], ...] = tuple([] for _ in Learned._fields)
     for branch, (number, row) in enumerate(rows.items(), start=1):
-        learned += _learned(row, number, start=len(token_ids))
+        for column, more in zip(learned, _learned(row, number, start=len(token_ids)), strict=True):
+            column += more
         count = len(row.token_ids)
         token_ids += row.token_ids[prompt:]
         position_ids += range(prompt, count)
         branches += [branch] * (count - prompt)
-    return Strip(token_ids=token_ids, position_ids=position_ids, branches=branches, learned=learned)
+    return Strip(
+        token_ids=token_ids,
+        position_ids=position_ids,
+        branches=branches,
+        learned=Learned(*learned),
+    )
 
 
 def pieces_of(strip: Strip) -> list[int]:
@@ -122,23 +126,20 @@ def pieces_of(strip: Strip) -> list[int]:
     return [len(list(cells)) for _, cells in groupby(strip.branches)]
 
 
-def _learned(row: Row, number: int, start: int) -> list[Learned]:
+def _learned(row: Row, number: int, start: int) -> Learned:
     """The tokens of `row` that carry loss, its completion laid out from column `start` on."""
-    prompt, advantage = row.num_prompt, row.advantage
-    sampler = row.sampler_logprobs
+    prompt, count, weights = row.num_prompt, len(row.token_ids), row.weights
+    columns = [t for t in range(max(1, prompt), count) if weights[t]]
+    is_all = len(columns) == count - max(1, prompt)  # as with most rows, whose numbers are a slice
+
+    def of(numbers: Sequence[Any]) -> Sequence[Any]:
+        return numbers[max(1, prompt) :] if is_all else [numbers[t] for t in columns]
+
+    nothing, advantage = [0.0] * count, row.advantage
+    sampler = nothing if row.sampler_logprobs is None else row.sampler_logprobs
     old = sampler if row.old_logprobs is None else row.old_logprobs
-    return [
-        Learned(
-            # the first token of a completion is predicted by the prompt's last
-            predictor=prompt - 1 if t == prompt else start + t - prompt - 1,
-            target=row.token_ids[t],
-            weight=row.weights[t],
-            advantage=advantage if isinstance(advantage, float | int) else advantage[t],
-            sampler_logprob=0.0 if sampler is None else sampler[t],
-            old_logprob=0.0 if old is None else old[t],
-            row=number,
-            column=t,
-        )
-        for t in range(max(1, prompt), len(row.token_ids))
-        if row.weights[t]
-    ]
+    each = [advantage] * count if isinstance(advantage, float | int) else advantage
+    # the first token of a completion is predicted by the prompt's last
+    predictors = [prompt - 1 if t == prompt else start + t - prompt - 1 for t in columns]
+    given = (of(x) for x in (row.token_ids, weights, each, sampler, old))
+    return Learned(predictors, *given, [number] * len(columns), columns)
