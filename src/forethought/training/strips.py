@@ -142,4 +142,4 @@ def _learned(row: Row, number: int, start: int) -> Learned:
     # the first token of a completion is predicted by the prompt's last
     predictors = [prompt - 1 if t == prompt else start + t - prompt - 1 for t in columns]
     given = (of(x) for x in (row.token_ids, weights, each, sampler, old))
-    return Learned(predictors, *given, [number] * len(columns), columns)
+    return Learned._make((predictors, *given, [number] * len(columns), columns))
