@@ -52,12 +52,12 @@ class Kinds(NamedTuple):
 
     @staticmethod
     def of(params: Sequence[SamplingParams]) -> Kinds:
-        greedy = [p.temperature == 0 for p in params]
+        temperatures = {p.temperature for p in params}
         return Kinds(
-            is_tempered=any(p.temperature != 1 for p in params),
-            any_greedy=any(greedy),
-            all_greedy=all(greedy),
-            any_top_p=any(p.top_p < 1 for p in params),
+            is_tempered=not temperatures <= {1},
+            any_greedy=0 in temperatures,
+            all_greedy=temperatures <= {0},
+            any_top_p=any(cut < 1 for cut in {p.top_p for p in params}),
         )
 
 

@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator, Sequence
 from itertools import chain
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -246,11 +247,19 @@ class LocalEngine:
     def _draw(self, logits: Tensor, rows: Sequence[Row]) -> None:
         """Draw each row's next token from logits (n, V) and write it down."""
         params = [row.params for row in rows]
+        of_rows = (
+            [p.temperature for p in params],
+            [p.top_p for p in params],
+            [row.uniforms[len(row.token_ids)] for row in rows],
+        )  # numpy reads lists several times faster than torch
+        temperature, top_p, uniforms = (
+            torch.from_numpy(np.array(x, np.float32)).to(logits.device) for x in of_rows
+        )
         drawn = draw_tokens(
             logits.float(),
-            torch.tensor([p.temperature for p in params], device=logits.device),
-            torch.tensor([p.top_p for p in params], device=logits.device),
-            torch.tensor([row.uniforms[len(row.token_ids)] for row in rows], device=logits.device),
+            temperature,
+            top_p,
+            uniforms,
             [p.top_logprobs for p in params],
             kinds=Kinds.of(params),
         )

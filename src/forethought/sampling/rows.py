@@ -150,6 +150,22 @@ def num_reasoning(token_ids: Sequence[int], text: str, before: str, decode: Deco
     close, is_opened = text.rfind(THINK_CLOSE), before == THINK_OPEN or THINK_OPEN in text
     if close < 0 or text.rfind(THINK_OPEN) > close:
         return len(token_ids) if is_opened else 0
-    end = close + len(THINK_CLOSE)
-    # The least number of tokens whose text holds the closing tag: text grows with tokens.
-    return bisect_left(range(len(token_ids)), end, key=lambda k: len(decode(token_ids[:k])))
+    return _tokens_until(token_ids, text, close + len(THINK_CLOSE), decode)
+
+
+def _tokens_until(token_ids: Sequence[int], text: str, end: int, decode: Decode) -> int:
+    """The least number of tokens whose text has `end` letters: text grows with tokens. It is looked
+    for near where it would be if all tokens were as long."""
+
+    def reaches(k: int) -> bool:
+        return len(decode(token_ids[:k])) >= end
+
+    low, high, step = 0, len(token_ids), 1  # it is above the one, and not above the other
+    at = round(high * end / len(text))
+    while low < at < high:
+        if reaches(at):
+            high, at = at, at - step
+        else:
+            low, at = at, at + step
+        step *= 2
+    return bisect_left(range(high), True, lo=low + 1, key=reaches)
