@@ -2,8 +2,8 @@
 
 glibc gives a large block back to the kernel when it is freed, and the next block of that size
 comes as pages that must be found and cleared one by one, in a virtual machine by the host too. A
-step of a small model frees and asks for the same blocks again and again. Large models are left
-alone: their blocks differ more, and what lies between them would add up.
+step frees and asks for the same blocks again and again. A model that is large for the free memory
+is left alone, as what lies between its blocks adds up.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ _SHARE_OF_FREE = 1 / 4
 
 
 def keep_pages(model: nn.Module) -> bool:
-    """Where glibc allocates and training `model` takes little of the memory that is free, let this
-    process keep what it frees, from here on. Returns whether it does."""
+    """Where glibc allocates and training `model` takes at most a quarter of the free memory, let
+    this process keep what it frees, from here on. Returns whether it does."""
     free = free_memory_bytes()
     state = _STATE_BYTES * sum(p.numel() for p in model.parameters())
     if sys.platform != "linux" or free is None or state > _SHARE_OF_FREE * free:
