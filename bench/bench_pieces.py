@@ -7,7 +7,8 @@ The model, prompts and lengths of the step bench (`step_workload.py`): two group
 of at most 256 tokens, sampled by the model itself, micro-batches of 1,024 cells; and the bundled
 model with 32 prompts x 8 rollouts, micro-batches of 4,096; in the format that `dtype = "auto"` has
 here. As in a run, each update is of other rollouts (seven eighths of them), and follows one of yet
-others: what oneDNN has compiled for that one is there, and nothing else. Medians of 9.
+others: what oneDNN has compiled for that one is there, and nothing else. On a processor with AMX
+lean layers are timed with torch's products too ("library"). Medians of 9.
 Writes docs/results/pieces.json, pieces_bf16.json on a processor with that arithmetic, or
 pieces_amx.json on one with AMX.
 """
@@ -30,9 +31,11 @@ import step_workload as work
 from device import is_bf16, name_here
 from forethought.models.load import LoadedModel, load_model
 from forethought.models.precision import compute_in, keep_casts
+from forethought.sampling.lanes import may_use_amx
 from forethought.sampling.local import LocalEngine
 from forethought.tasks.base import load_task
 from forethought.training import batch as batching
+from forethought.training import lean_head, lean_products
 from forethought.training.batch import batch_logprobs, flat_step, pack_batches, pairs_per_token
 from forethought.training.strips import Row
 from forethought.types import Request, SamplingParams
@@ -42,6 +45,7 @@ REPEATS = 9
 LONG_CELLS, SHORT_CELLS = 1024, 4096
 _KEPT_PRODUCTS = "64"  # as the command sets it
 IN_PIECES, LEAN_LAYERS = batching.in_pieces, batching.lean_layers
+FILLS_WORDS = lean_products.fills_words
 Times = dict[str, list[float]]
 
 
@@ -79,7 +83,7 @@ def sampled_rows(loaded: LoadedModel, requests: Sequence[Request]) -> list[Row]:
 
 def backward(model: Any, rows: Sequence[Row], way: str, cells: int, dtype: torch.dtype) -> float:
     began = time.perf_counter()
-    is_lean = way == "lean"
+    is_lean = way in ("lean", "library")
     batches = pack_batches(
         rows,
         max_batch_tokens=cells,
@@ -119,7 +123,10 @@ def measure(
     for repeat in range(REPEATS + 1):
         for name in names:
             batching.in_pieces = nothing if name == "whole" else IN_PIECES
-            batching.lean_layers = LEAN_LAYERS if name == "lean" else nothing
+            batching.lean_layers = LEAN_LAYERS if name in ("lean", "library") else nothing
+            lean_products.fills_words = lean_head.fills_words = (
+                never if name == "library" else FILLS_WORDS
+            )
             forget_products()
             backward(loaded.model, some_of(rows, -repeat - 1), name, cells, dtype)
             took = backward(loaded.model, some_of(rows, repeat), name, cells, dtype)
@@ -132,6 +139,10 @@ def nothing(*_: object) -> AbstractContextManager[None]:
     return nullcontext()
 
 
+def never(*_: object) -> bool:
+    return False
+
+
 def medians(seconds: Times) -> dict[str, float]:
     return {name: round(statistics.median(times), 3) for name, times in seconds.items()}
 
@@ -142,14 +153,21 @@ def saved(seconds: Times, way: str, other: str) -> float:
     return round(100 * (1 - least), 1)
 
 
+def by_products(seconds: Times) -> dict[str, float]:
+    known = "library" in seconds
+    return {"products_saved_percent": saved(seconds, "lean", "library")} if known else {}
+
+
 def main() -> None:
     os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", _KEPT_PRODUCTS)
     with tempfile.TemporaryDirectory() as folder:
         work.build(Path(folder))
         loaded = load_model(f"{folder}/model", dtype="float32")
-    long = measure(loaded, long_requests(loaded.tokenizer), ["whole", "pieces", "lean"], LONG_CELLS)
+    also = ["library"] if is_bf16() and may_use_amx() else []
+    ways = ["whole", "pieces", "lean", *also]
+    long = measure(loaded, long_requests(loaded.tokenizer), ways, LONG_CELLS)
     small = load_model("bundled:seedling", dtype="float32")
-    short = measure(small, short_requests(), ["whole", "lean"], SHORT_CELLS)
+    short = measure(small, short_requests(), ["whole", "lean", *also], SHORT_CELLS)
     write_result(
         name_here("pieces"),
         command="python bench/bench_pieces.py",
@@ -159,8 +177,11 @@ def main() -> None:
         | {
             "saved_percent": saved(long, "pieces", "whole"),
             "lean_saved_percent": saved(long, "lean", "pieces"),
-            "seedling": medians(short) | {"lean_saved_percent": saved(short, "lean", "whole")},
-        },
+            "seedling": medians(short)
+            | {"lean_saved_percent": saved(short, "lean", "whole")}
+            | by_products(short),
+        }
+        | by_products(long),
     )
 
 

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from forethought.models.precision import compute_in, keep_casts
+from forethought.models.precision import compute_in, keep_casts, wide_attention
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
@@ -50,7 +50,7 @@ def test_on_a_cpu_attention_is_in_float32(mask_dtype: torch.dtype) -> None:
     mask = seen if mask_dtype == torch.bool else torch.zeros(9, 9).masked_fill(~seen, -1024)
     value = value.bfloat16()
     exact = F.scaled_dot_product_attention(query, key, value.float(), attn_mask=mask)
-    with compute_in("cpu", torch.bfloat16):
+    with compute_in("cpu", torch.bfloat16), wide_attention():
         found = F.scaled_dot_product_attention(query, key, value, attn_mask=mask.to(mask_dtype))
         by_name = F.scaled_dot_product_attention(query=query, key=key, value=value, attn_mask=mask)
     assert torch.equal(found, exact.bfloat16())

@@ -64,7 +64,7 @@ def read_tokens(
     hidden = model.base_model(input_ids=input_ids, use_cache=False, **layout).last_hidden_state
     head, count = _plain_head(model), len(positions)
     if head is not None and torch.is_autocast_enabled("cpu"):
-        more = recurring(count, largest_step(head.numel(), 3)) - count
+        more = -(-recurring(count, largest_step(head.numel(), 3)) // _AT_ONCE) * _AT_ONCE - count
         positions, targets = F.pad(positions, (0, more)), F.pad(targets, (0, more))
     # not hidden[positions]: siblings share a position, and the gradient of an index adds such terms
     # up in whatever order the threads come, so that a resumed run would not end in the same bits
@@ -175,6 +175,7 @@ class _HeadEntropies(Function):
         return _to_inputs(ctx, table, hidden, weight)
 
 
+_AT_ONCE = 32  # numbers in bfloat16 that an instruction goes over at most
 _BLOCK = 64  # rows of a table that are worked on at once
 
 

@@ -21,13 +21,16 @@ _SOUND = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend
 
 @contextmanager
 def compute_in(device: str, dtype: torch.dtype) -> Iterator[None]:
-    """Autocast to `dtype`, unless that is float32; attention has a sound gradient, and on a CPU is
-    in float32: torch walks it back several times slower in bfloat16 where heads are narrow, and no
-    faster where they are wide (docs/performance.md)."""
-    is_cast_on_cpu = dtype != torch.float32 and device.startswith("cpu")
-    attention = _WideAttention() if is_cast_on_cpu else nullcontext()
-    with _autocast(device, dtype), sdpa_kernel(_SOUND), attention:
+    """Autocast to `dtype`, unless that is float32; attention has a sound gradient."""
+    with _autocast(device, dtype), sdpa_kernel(_SOUND):
         yield
+
+
+def wide_attention() -> AbstractContextManager[object]:
+    """For what is autocast on a CPU: attention is in float32, as torch walks it back several times
+    slower in bfloat16 where heads are narrow, and no faster where they are wide
+    (docs/performance.md). Not for a model without it: every call of torch is looked at."""
+    return _WideAttention() if torch.is_autocast_enabled("cpu") else nullcontext()
 
 
 class _WideAttention(TorchFunctionMode):

@@ -229,21 +229,25 @@ def _strip(num_tiles: int, is_more: bool = False) -> Any:
         of two numbers, which one column has below each other; the first begins `offset` bytes from
         where `right` does, and `strides` are the bytes from a tile to the next one, from a tile to
         that of the next 32 numbers of `left`, and from row to row. `ahead`: what stands as `right`
-        does and is read next, and is fetched meanwhile.
+        does and is read next, and is fetched meanwhile, or ().
         """
         signature = types.void(
             left, row, right, offset, strides, num_steps, ahead, out, out_row, column
         )
+        fetches = not isinstance(ahead, types.BaseTuple)
 
         def body(context: Any, b: Any, signature: Any, values: Any) -> Any:
-            left, right, ahead, out = (
-                array_of(context, b, signature.args[i], values[i]) for i in (0, 2, 6, 7)
+            left, right, out = (
+                array_of(context, b, signature.args[i], values[i]) for i in (0, 2, 7)
             )
             row, offset, num_steps, out_row, column = (values[i] for i in (1, 3, 5, 8, 9))
             of_tile, of_step, of_row = cgutils.unpack_tuple(b, values[4])
             of_left, of_out = _row_of(b, left), _row_of(b, out)
             start = b.ptrtoint(row_at(b, left, row), INT)
-            place, coming = (b.add(b.ptrtoint(a.data, INT), offset) for a in (right, ahead))
+            place = b.add(b.ptrtoint(right.data, INT), offset)
+            if fetches:
+                coming = array_of(context, b, signature.args[6], values[6])
+                coming = b.add(b.ptrtoint(coming.data, INT), offset)
             sums = [
                 b.gep(row_at(b, out, out_row), [b.add(column, INT(v * WORDS))])
                 for v in range(num_tiles)
@@ -261,6 +265,8 @@ def _strip(num_tiles: int, is_more: bool = False) -> Any:
                     past = b.add(b.mul(loop.index, of_step), b.mul(INT(v), of_tile))
                     _emit(b, f"tileloadd ($0,$1,1), %tmm{_WEIGHTS}", b.add(place, past), of_row)
                     _emit(b, f"tdpbf16ps %tmm{_WEIGHTS}, %tmm{_INPUTS}, %tmm{v}")
+                    if not fetches:
+                        continue
                     following = b.add(coming, past)
                     with cgutils.for_range(b, INT(ROWS)) as line:
                         at = b.add(following, b.mul(line.index, of_row))

@@ -19,7 +19,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from forethought.machine import describe_machine
-from forethought.models.precision import compute_in
+from forethought.models.precision import compute_in, wide_attention
 from forethought.sampling.cache import Prefill, SlotCache, decode, prefill, row_bytes
 from forethought.sampling.fused import FusedModel, Kernels, can_fuse, try_kernels
 from forethought.sampling.products import Weights
@@ -96,7 +96,7 @@ class Decoder:
         `dtype`."""
         if self._lean is not None and self._lean.reads:
             return self._lean.prefill(prompts)
-        with compute_in(str(self._model.device), dtype):
+        with compute_in(str(self._model.device), dtype), wide_attention():
             return prefill(self._model, prompts)
 
     def step(

@@ -208,7 +208,7 @@ def transpose(typing: Any, rows: Any, size: Any, blocks: Any) -> Any:
                         )
                     store_into(b, numbers, target, b.mul(at, INT(LANES)))
                     return
-                columns = _exchanged(b, [load_from(b, source, at, n) for source in sources])
+                columns = exchanged(b, [load_from(b, source, at, n) for source in sources])
                 for i, column in enumerate(columns):
                     store_into(b, column, target, b.mul(b.add(at, INT(i)), INT(LANES)))
 
@@ -227,7 +227,7 @@ def turn_square(typing: Any, x: Any, c: Any, out: Any, r: Any, to: Any) -> Any:
         c, r, to = (arguments[i] for i in (1, 3, 4))
         lanes = range(LANES)
         rows = [load(b, b.gep(row_at(b, x, INT(j)), [c])) for j in lanes]
-        for i, column in enumerate(_exchanged(b, rows)):
+        for i, column in enumerate(exchanged(b, rows)):
             bits = b.lshr(b.bitcast(column, vector(INT32)), constant(16, LANES, INT32))
             halves = b.trunc(bits, vector(INT16))
             place = b.gep(row_at(b, out, b.add(r, INT(i))), [to])
@@ -237,7 +237,7 @@ def turn_square(typing: Any, x: Any, c: Any, out: Any, r: Any, to: Any) -> Any:
     return types.void(x, c, out, r, to), body
 
 
-def _exchanged(b: Any, rows: list[Value]) -> list[Value]:
+def exchanged(b: Any, rows: list[Value]) -> list[Value]:
     """The columns of LANES vectors: halves are exchanged, then quarters of halves, and so on."""
     step = LANES // 2
     kind = ir.VectorType(INT32, LANES)

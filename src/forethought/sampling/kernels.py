@@ -55,6 +55,7 @@ _SOURCES = (
     "sampling/whole_step",
     *("training/" + name for name in ("paired_strips", "passes", "row_gradients", "softmax")),
     *("training/strip_attention", "training/strip_rows"),
+    *("training/word_layouts", "training/word_products"),
 )
 OPTIONS: dict[str, Any] = {"fastmath": _FASTMATH, "error_model": "numpy"}
 PART: dict[str, Any] = OPTIONS | {"forceinline": True}

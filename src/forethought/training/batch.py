@@ -22,6 +22,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from forethought.models.heads import Reading, read_tokens
+from forethought.models.precision import wide_attention
 from forethought.models.recurring import largest_step, recurring
 from forethought.training.lean_layers import has_lean_attention, lean_head, lean_layers
 from forethought.training.pieces import in_pieces
@@ -194,7 +195,7 @@ def read_batch(
     with lean_layers(model, batch.pieces, batch.starts) as knows_pieces:
         mask = _UNREAD if knows_pieces else batch.mask
         in_parts = nullcontext() if knows_pieces or batch.is_flat else in_pieces(mask, batch.pieces)
-        with in_parts:
+        with nullcontext() if knows_pieces else wide_attention(), in_parts:
             return read_tokens(
                 model,
                 batch.input_ids,

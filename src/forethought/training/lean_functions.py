@@ -16,6 +16,7 @@ from forethought.sampling.lanes import may_use_amx
 from forethought.sampling.paired_attention import TOKENS
 from forethought.sampling.scaled import Values, values_of
 from forethought.sampling.team import threads_for
+from forethought.training.lean_products import project
 from forethought.training.paired_strips import attend_paired_strips, attend_paired_strips_back
 from forethought.training.passes import ROWS_TOGETHER, gate, gate_back, norm, norm_back
 from forethought.training.strip_attention import attend, attend_back
@@ -41,9 +42,8 @@ def norm_of(module: Any, hidden_states: Tensor) -> Tensor:
 
 def mlp_of(module: Any, x: Tensor) -> Tensor:
     """That of an MLP."""
-    gated: Tensor = Gate.apply(module.gate_proj(x), module.up_proj(x))  # type: ignore[no-untyped-call]
-    down: Tensor = module.down_proj(gated)
-    return down
+    gated: Tensor = Gate.apply(*project((module.gate_proj, module.up_proj), x))  # type: ignore[no-untyped-call]
+    return project((module.down_proj,), gated, is_wide=True)[0]
 
 
 def attend_in(
@@ -57,16 +57,14 @@ def attend_in(
 ) -> tuple[Tensor, None]:
     """That of attention: the mask says what the layout says, and there is no cache in training."""
     rows, length, _width = hidden_states.shape
-    heads = (
-        projection(hidden_states).view(rows * length, -1, module.head_dim)
-        for projection in (module.q_proj, module.k_proj, module.v_proj)
-    )
+    projections = project((module.q_proj, module.k_proj, module.v_proj), hidden_states)
+    heads = (found.view(rows * length, -1, module.head_dim) for found in projections)
     cos, sin = (
         table.float().expand(rows, -1, -1).reshape(rows * length, -1)
         for table in position_embeddings
     )
     found = Attention.apply(*heads, cos, sin, layout, module.scaling)  # type: ignore[no-untyped-call]
-    return module.o_proj(found.view(rows, length, -1)), None
+    return project((module.o_proj,), found.view(rows, length, -1), is_wide=True)[0], None
 
 
 class Norm(Function):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -13,7 +14,9 @@ from torch.autograd.function import once_differentiable
 from forethought.models.kept import cast_weight, give_back, take_table
 from forethought.sampling.scaled import values_of
 from forethought.sampling.team import threads_for
+from forethought.training.lean_products import fills_words, laid_in_pairs, to_input, to_weight
 from forethought.training.softmax import ROWS_TOGETHER, sum_up, to_gradient
+from forethought.training.word_products import AT_ONCE, turn
 
 
 class LeanHead(Function):
@@ -36,7 +39,7 @@ class LeanHead(Function):
         top = tops.amax(dim=0)
         logs = (totals * (scale * (tops - top)).exp()).sum(dim=0).log()
         logprobs = scale * (table.gather(0, targets[None])[0].float() - top) - logs
-        ctx.save_for_backward(hidden, own, targets, top, logs, logprobs)
+        ctx.save_for_backward(hidden, weight, targets, top, logs, logprobs)
         ctx.table, ctx.scale = table, scale
         return logprobs
 
@@ -56,10 +59,35 @@ class LeanHead(Function):
         )
         at_targets = upstream * (1 - logprobs.exp())
         table[targets, torch.arange(len(targets))] = at_targets.to(table.dtype)
-        to_hidden = to_weight = None
-        if ctx.needs_input_grad[0]:
-            to_hidden = (table.T @ weight).to(hidden.dtype)
-        if ctx.needs_input_grad[1]:
-            to_weight = (table @ hidden.to(table.dtype)).float()
+        carry = _carry_in_words if _is_in_words(weight, table) else _carry
+        found = carry(ctx.needs_input_grad, table, hidden, weight)
         give_back(table)
-        return to_hidden, to_weight, None, None
+        return *found, None, None
+
+
+def _carry(
+    wanted: Sequence[bool], table: Tensor, hidden: Tensor, weight: Tensor
+) -> tuple[Tensor | None, Tensor | None]:
+    """The gradient of the logits, `table` (V, N), on to states and weight, where wanted."""
+    own, states = cast_weight(weight, table.dtype), hidden.to(table.dtype)
+    to_hidden = (table.T @ own).to(hidden.dtype) if wanted[0] else None
+    return to_hidden, (table @ states).float() if wanted[1] else None
+
+
+def _is_in_words(weight: Tensor, table: Tensor) -> bool:
+    return fills_words(weight, table.dtype) and table.shape[1] % AT_ONCE == 0
+
+
+def _carry_in_words(
+    wanted: Sequence[bool], table: Tensor, hidden: Tensor, weight: Tensor
+) -> tuple[Tensor | None, Tensor | None]:
+    """The same by AMX; what the weight has already is added to (`lean_products.py`)."""
+    found_hidden = found_weight = None
+    if wanted[0]:
+        turned = take_table(table.shape[1], len(table), table.dtype)
+        turn(torch.get_num_threads(), values_of(table), values_of(turned))
+        found_hidden = to_input((turned,), (weight,), hidden.dtype)
+        give_back(turned)
+    if wanted[1]:
+        found_weight = to_weight(weight, table, laid_in_pairs(hidden.to(table.dtype)))
+    return found_hidden, found_weight

@@ -81,8 +81,8 @@ def _attend(
             scores, weights = _floats(ROWS, columns), _halves(ROWS, columns)
             for first in range(0, count * repeats, ROWS):
                 seen = min(count, (first + ROWS - 1) // repeats + 1)
-                score_pairs(asking, first, prompt_keys, shared, prompt_keys, scores, 0, 0)
-                score_pairs(asking, first, own_keys, seen, own_keys, scores, 0, begin)
+                score_pairs(asking, first, prompt_keys, shared, (), scores, 0, 0)
+                score_pairs(asking, first, own_keys, seen, (), scores, 0, begin)
                 rows = min(ROWS, count * repeats - first)
                 for i in range(rows):
                     t, r = (first + i) // repeats, (first + i) % repeats
@@ -90,8 +90,8 @@ def _attend(
                     total, top = exponentials_of_both(scores, i, shared, begin, t + 1, to, weights)
                     factors[i] = _ONE / total
                     logsums[cell + t, h * repeats + r] = top + np.float32(math.log(total))
-                weigh_pairs(False, weights, 0, begin, own_values, seen, own_values, found)
-                weigh_pairs(True, weights, 0, 0, prompt_values, shared, prompt_values, found)
+                weigh_pairs(False, weights, 0, begin, own_values, seen, (), found)
+                weigh_pairs(True, weights, 0, 0, prompt_values, shared, (), found)
                 for i in range(rows):
                     t, r = (first + i) // repeats, (first + i) % repeats
                     write(found, i, factors[i], out, cell + t, h * repeats + r)
@@ -191,8 +191,8 @@ def _chunk(
     _of_keys(in_words, sums, prompt, shared, 0, 0, to_prompt, slopes, 0)
     _of_keys(in_words, sums, mine, seen, first, repeats, to_mine, slopes, begin)
     for q in range(0, count, ROWS):
-        weigh_pairs(False, slopes, q, begin, mine[1], seen, mine[1], to_asking)
-        weigh_pairs(True, slopes, q, 0, prompt[1], shared, prompt[1], to_asking)
+        weigh_pairs(False, slopes, q, begin, mine[1], seen, (), to_asking)
+        weigh_pairs(True, slopes, q, 0, prompt[1], shared, (), to_asking)
 
 
 @part
@@ -216,13 +216,13 @@ def _of_keys(
     of_weights, of_slopes = _floats(ROWS, _apart(count)), _floats(ROWS, _apart(count))
     weights, rows = _halves(ROWS, _apart(count)), _halves(ROWS, _apart(count))
     for k in range(0, whole_steps(num_keys), ROWS):
-        score_pairs(keys, k, ask_blocks, count, ask_blocks, of_weights, 0, 0)
-        score_pairs(values, k, give_blocks, count, give_blocks, of_slopes, 0, 0)
+        score_pairs(keys, k, ask_blocks, count, (), of_weights, 0, 0)
+        score_pairs(values, k, give_blocks, count, (), of_slopes, 0, 0)
         for i in range(ROWS):
             begin = max(0, (k + i) * repeats - first) if k + i < num_keys else count
             to_slopes_of_key(of_weights, of_slopes, i, begin, count, *sums, weights, rows)
-        weigh_pairs(True, rows, 0, 0, ask_pairs, count, ask_pairs, to_seen[0][k:])
-        weigh_pairs(True, weights, 0, 0, give_pairs, count, give_pairs, to_seen[1][k:])
+        weigh_pairs(True, rows, 0, 0, ask_pairs, count, (), to_seen[0][k:])
+        weigh_pairs(True, weights, 0, 0, give_pairs, count, (), to_seen[1][k:])
         for q in range(0, count, WORDS):
             turn_square(rows, q, slopes, q, column + k)
 

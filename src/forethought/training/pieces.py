@@ -92,7 +92,7 @@ def attend(
 ) -> Tensor:
     """query, key, value: (B, H, T, head_dim). Returns the same, 0 at the padding behind a strip.
 
-    In float32 whatever they are in, as `compute_in` has it. `split` and `cat` are each other's
+    In float32 whatever they are in, as `wide_attention` has it. `split` and `cat` are each other's
     gradients, so that none is added up over the whole strip.
     """
     found = []

@@ -1,0 +1,148 @@
+"""Linear layers in bfloat16 by AMX (`training/word_products.py`) as one of torch's operations.
+
+The gradient of a weight is added to what it has already where the sum is formed, in float32: what
+autocast does instead, round it, widen it and add it up, goes over a large model's weights several
+times a micro-batch. So only `backward()` must walk such layers back, which keeps gradients there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.autograd import Function
+from torch.autograd.function import once_differentiable
+
+from forethought.models.kept import keep
+from forethought.sampling.amx import WORDS
+from forethought.sampling.lanes import may_use_amx
+from forethought.sampling.scaled import values_of
+from forethought.training.word_products import (
+    AT_ONCE,
+    add_product,
+    lay_pairs,
+    lay_rows,
+    multiply,
+    turn,
+)
+
+
+def project(layers: Sequence[nn.Module], x: Tensor, *, is_wide: bool = False) -> Sequence[Tensor]:
+    """What each of the layers makes of x (..., S): in x's format, or, where that is bfloat16 and
+    it `is_wide`, in float32 if that is as well."""
+    if not all(_is_in_words(layer, x) for layer in layers):
+        return [layer(x) for layer in layers]
+    plain: Sequence[Any] = layers
+    found = Products.apply(x, is_wide, *(layer.weight for layer in plain))  # type: ignore[no-untyped-call]
+    return [
+        out if layer.bias is None else out + layer.bias.to(out.dtype)
+        for out, layer in zip(found, plain, strict=True)
+    ]
+
+
+def _is_in_words(layer: Any, x: Tensor) -> bool:
+    """Whether it is torch's own, and its weight fills words."""
+    if type(layer) is not nn.Linear or "forward" in vars(layer):
+        return False
+    hooks = layer._forward_hooks or layer._forward_pre_hooks or layer._backward_hooks
+    return not hooks and fills_words(layer.weight, x.dtype)
+
+
+def fills_words(weight: Tensor, dtype: torch.dtype) -> bool:
+    """Whether the products of a weight (N, S) with numbers of that format, and those of its
+    gradient, go by AMX."""
+    if dtype != torch.bfloat16 or weight.dtype != torch.float32 or not may_use_amx():
+        return False
+    return weight.is_contiguous() and all(size % AT_ONCE == 0 for size in weight.shape)
+
+
+class Products(Function):
+    """x (..., S) bfloat16 times weights (N, S) float32, each turned: as many (..., N)."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, is_wide: bool, *weights: Tensor) -> tuple[Tensor, ...]:
+        rows = x.detach().contiguous().view(-1, x.shape[-1])
+        ctx.save_for_backward(rows, *weights)
+        found = []
+        for weight in weights:
+            words = keep("rows", weight, _laid_in_rows)
+            found.append(_product(rows, words, is_wide).view(*x.shape[:-1], -1))
+        return tuple(found)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        rows, *weights = ctx.saved_tensors
+        given = [g.to(rows.dtype).contiguous().view(len(rows), -1) for g in gradients]
+        to_x: Tensor | None = None
+        to_weights: list[Tensor | None] = [None] * len(weights)
+        if ctx.needs_input_grad[0]:
+            to_x = to_input(given, weights, rows.dtype).view(*gradients[0].shape[:-1], -1)
+        if any(ctx.needs_input_grad[2:]):
+            words = laid_in_pairs(rows)
+            to_weights = [
+                to_weight(weight, _turned(gradient), words) if wanted else None
+                for weight, gradient, wanted in zip(
+                    weights, given, ctx.needs_input_grad[2:], strict=True
+                )
+            ]
+        return to_x, None, *to_weights
+
+
+def to_input(gradients: Sequence[Tensor], weights: Sequence[Tensor], dtype: torch.dtype) -> Tensor:
+    """The sum of gradients (n, N) times weights (N, S), rounded when all are added up."""
+    words = [keep("pairs", weight, laid_in_pairs) for weight in weights]
+    if len(words) == 1:
+        return _product(gradients[0], words[0], dtype == torch.float32).to(dtype)
+    total = torch.empty(len(gradients[0]), weights[0].shape[1])
+    threads = torch.get_num_threads()
+    for i, (gradient, laid) in enumerate(zip(gradients, words, strict=True)):
+        add_product(threads, i > 0, values_of(gradient), laid.numpy(), total.numpy())
+    return total.to(dtype)
+
+
+def to_weight(weight: Tensor, gradient: Tensor, words: Tensor) -> Tensor | None:
+    """gradient, turned (N, n), times x (n, S), laid in pairs of rows; None where it was added to
+    the gradient that the weight has already."""
+    so_far = weight.grad
+    is_more = so_far is not None and so_far.dtype == torch.float32 and so_far.is_contiguous()
+    out = so_far if so_far is not None and is_more else torch.empty_like(weight)
+    given = values_of(gradient), words.numpy()
+    add_product(torch.get_num_threads(), is_more, *given, out.numpy())
+    return None if is_more else out
+
+
+def laid_in_pairs(x: Tensor) -> Tensor:
+    """x (n, N), the right side of a product, in words; below its rows stand zeros."""
+    steps = -(-len(x) // AT_ONCE)
+    words = torch.empty(x.shape[1] // WORDS, steps * WORDS, WORDS, dtype=torch.int32)
+    lay_pairs(torch.get_num_threads(), values_of(x.detach()), words.numpy())
+    return words
+
+
+def _laid_in_rows(x: Tensor) -> Tensor:
+    """x (N, S), the right side turned, in words."""
+    words = torch.empty(len(x) // WORDS, x.shape[1] // 2, WORDS, dtype=torch.int32)
+    lay_rows(torch.get_num_threads(), values_of(x.detach()), words.numpy())
+    return words
+
+
+def _turned(x: Tensor) -> Tensor:
+    """x (n, N) as (N, n), and zeros up to whole words."""
+    out = torch.empty(x.shape[1], -(-len(x) // AT_ONCE) * AT_ONCE, dtype=x.dtype)
+    turn(torch.get_num_threads(), values_of(x), values_of(out))
+    return out
+
+
+def _product(rows: Tensor, words: Tensor, is_wide: bool) -> Tensor:
+    shape = len(rows), len(words) * WORDS
+    threads, given = torch.get_num_threads(), (values_of(rows), words.numpy())
+    if is_wide:
+        out = torch.empty(shape)
+        add_product(threads, False, *given, out.numpy())
+    else:
+        out = torch.empty(shape, dtype=rows.dtype)
+        multiply(threads, *given, values_of(out))
+    return out
