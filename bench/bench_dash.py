@@ -26,6 +26,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import statistics
 import sys
 import tempfile
@@ -286,6 +287,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--steps", type=int, default=20)
     arguments = parser.parse_args()
+    os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "64")  # as the command sets it
     raw: dict[str, list[dict[str, Any]]] = {way.name: [] for way in WAYS}
     with tempfile.TemporaryDirectory() as temporary:
         for seed in arguments.seeds:
