@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from transformers import PreTrainedTokenizerFast
 
 from forethought.models.tiny import train_tokenizer
+from forethought.sampling.rows import Row
 from forethought.sampling.stopping import StopChecker, is_looping, text_before, unopened
 from forethought.types import FinishReason, SamplingParams
 
@@ -122,6 +123,25 @@ def test_stops_are_looked_for_in_the_sampled_text_only() -> None:
 )
 def test_a_closed_box_ends_the_answer(text: str, before: str, kept: str) -> None:
     assert run(text, SamplingParams(), before) == (kept, FinishReason.BOXED)
+
+
+@given(
+    st.lists(st.sampled_from([" a", "}", "\\boxed{", "so "]), min_size=1, max_size=40).map("".join)
+    | st.just("a}" * 40),
+    st.sampled_from([(), ("so",), ("} ",)]),
+    st.integers(1, 90),
+    st.booleans(),
+)
+def test_rows_that_need_no_look_go_on(
+    text: str, stops: tuple[str, ...], max_tokens: int, has_time: bool
+) -> None:
+    params = SamplingParams(stop=stops, max_seconds=9.0 if has_time else None)
+    row = Row(0, 0, (1,), "", params, max_tokens, shares_prefill=False)
+    for token in ids_of(text):
+        row.token_ids.append(token)
+        if not row.may_end(checker().closing_ids):
+            assert checker().reason(row.token_ids, params, "") is None
+            assert len(row.token_ids) < max_tokens and not has_time
 
 
 @pytest.mark.parametrize("text", ["\\boxed{4", "{4}", "<think>\\boxed{4} and", "4}"])

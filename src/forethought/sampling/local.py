@@ -85,6 +85,7 @@ class LocalEngine:
         self._decoder = Decoder(model, weights, max_cache_bytes)
         self._checker = StopChecker(tokenizer)
         self._end_ids = _end_token_ids(model, tokenizer)
+        self._ending_ids = self._end_ids | self._checker.closing_ids
         self._limits = _limits(model)
 
     @property
@@ -263,21 +264,21 @@ class LocalEngine:
             [p.top_logprobs for p in params],
             kinds=Kinds.of(params),
         )
-        triples = zip(rows, drawn.token_ids.tolist(), drawn.logprobs.tolist(), strict=True)
-        for row, token_id, logprob in triples:
-            self._append(row, token_id, logprob)
+        logprobs = drawn.logprobs.tolist()
+        self._require_finite(logprobs)
+        for row, token_id, logprob in zip(rows, drawn.token_ids.tolist(), logprobs, strict=True):
+            row.token_ids.append(token_id)
+            row.logprobs.append(logprob)
         for row, confidence in zip(rows, drawn.confidences, strict=False):
             if row.params.top_logprobs:
                 row.add_confidence(confidence)
 
-    def _append(self, row: Row, token_id: int, logprob: float) -> None:
-        if not math.isfinite(logprob):
+    def _require_finite(self, logprobs: Sequence[float]) -> None:
+        if not math.isfinite(sum(logprobs)):
             self._decoder.clear()  # what the cache holds would spoil later calls
             raise BrokenModel(
                 "the model's logits are not finite: its weights are broken, or need a wider dtype"
             )
-        row.token_ids.append(token_id)
-        row.logprobs.append(logprob)
 
     def _retire(
         self, batch: Batch, slots: range, further: Stretch | None = None
@@ -289,11 +290,15 @@ class LocalEngine:
         """
         for slot in reversed(slots):
             row = batch.live[slot]
+            if further is None and batch.pieces is None and not row.may_end(self._ending_ids):
+                continue
             reason = None if further else self._look(row, batch)
             if further is not None:
                 tokens = zip(further.token_ids[slot], further.logprobs[slot], strict=True)
                 while reason is None and (token := next(tokens, None)) is not None:
-                    self._append(row, *token)
+                    self._require_finite(token[1:])
+                    row.token_ids.append(token[0])
+                    row.logprobs.append(token[1])
                     reason = self._look(row, batch)
             if reason is None:
                 continue

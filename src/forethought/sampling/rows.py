@@ -5,13 +5,14 @@ from __future__ import annotations
 import time
 from bisect import bisect_left
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Sequence, Set
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from forethought.grading.answers import THINK_CLOSE, THINK_OPEN
 from forethought.sampling.cache import Prefill, SlotCache
 from forethought.sampling.pieces import Pieces
+from forethought.sampling.stopping import LOOP_EVERY
 from forethought.types import Completion, FinishReason, SamplingParams, Usage
 
 if TYPE_CHECKING:  # needs numba, an extra
@@ -38,11 +39,23 @@ class Row:
     confidences: list[float] = field(default_factory=list)
     window_sum: float = 0.0  # of the last `confidence_window` confidences
     started: float = 0.0  # on the clock of Batch.share_seconds
+    is_watched: bool = field(init=False)  # any token may end it
+
+    def __post_init__(self) -> None:
+        limits = self.params.min_confidence, self.params.max_seconds
+        self.is_watched = bool(self.params.stop) or limits != (None, None)
 
     @property
     def length(self) -> int:
         """Tokens that stand in the cache: the newest sampled one does not yet."""
         return len(self.prompt_ids) + len(self.token_ids) - 1
+
+    def may_end(self, ending_ids: Set[int]) -> bool:
+        """Whether its newest token could end it, by what it is or as the last of so many; of most
+        rows no more need be asked."""
+        count = len(self.token_ids)
+        is_last = count >= self.max_tokens or count % LOOP_EVERY == 0
+        return is_last or self.token_ids[-1] in ending_ids or self.is_watched
 
     def add_confidence(self, confidence: float) -> None:
         window = self.params.confidence_window

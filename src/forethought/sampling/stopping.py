@@ -11,7 +11,7 @@ from forethought.types import FinishReason, SamplingParams
 
 _LOOP_TOKENS = 64  # a tail of this many tokens ...
 _LOOP_PERIOD = 16  # ... that repeats with a period of at most this many is a loop
-_LOOP_EVERY = 16  # tokens between two looks
+LOOP_EVERY = 16  # tokens between two looks
 _STOP_MARGIN = 16  # tokens without text of their own that a stop string may straddle
 
 
@@ -43,12 +43,13 @@ def unopened(prefix: str, prompt_text: str) -> str:
 
 
 class StopChecker:
-    """Looks at a row's text only when the token just sampled could have ended it."""
+    """Looks at a row's text only when the token just sampled could have ended it. Without strings
+    to stop at, that is one of `closing_ids` or of a number that LOOP_EVERY divides."""
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
         self._tokenizer = tokenizer
         tokens = tokenizer.convert_ids_to_tokens(list(range(len(tokenizer))))
-        self._closing_ids = frozenset(i for i, token in enumerate(tokens) if token and "}" in token)
+        self.closing_ids = frozenset(i for i, token in enumerate(tokens) if token and "}" in token)
 
     def reason(
         self, token_ids: list[int], params: SamplingParams, before: str
@@ -59,13 +60,13 @@ class StopChecker:
             return FinishReason.STOP
         if (
             params.stop_at_boxed
-            and token_ids[-1] in self._closing_ids
+            and token_ids[-1] in self.closing_ids
             and has_closed_box(before + self._text(token_ids))
         ):
             return FinishReason.BOXED
         if (
             params.detect_loops
-            and len(token_ids) % _LOOP_EVERY == 0
+            and len(token_ids) % LOOP_EVERY == 0
             and len(token_ids) >= _LOOP_TOKENS
             and is_looping(token_ids)
         ):

@@ -150,7 +150,7 @@ class Attention(Function):
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         *heads, cos, sin, out, logsums = ctx.saved_tensors
-        to_heads = [torch.zeros_like(x) for x in heads]
+        to_heads = [torch.empty_like(x) for x in heads]
         given = gradient.to(out.dtype).contiguous()
         back = attend_paired_strips_back if _goes_by_pairs(out) else attend_back
         back(

@@ -1,11 +1,12 @@
 """Layers of the Llama and Qwen families with one compiled pass between two matrix products.
 
-The model is transformers' own, and so are its products. For the time of a training pass on a CPU
-three kinds of modules have another `forward`: norms and MLPs do in one pass what torch does in many
-(`training/passes.py`), and attention turns its queries and keys and works out the pairs that a
-strip lets through, and no others (`training/strip_attention.py`). Each has its own gradient and
-keeps less for it than torch's operations do. A table of embeddings that is the head's as well adds
-its few rows to the head's gradient instead of making another of that size, most of it zeros.
+The model is transformers' own. For the time of a training pass on a CPU three kinds of modules have
+another `forward`: norms and MLPs do in one pass what torch does in many (`training/passes.py`), and
+attention turns its queries and keys and works out the pairs that a strip lets through, and no
+others (`training/strip_attention.py`). Each has its own gradient and keeps less for it than torch's
+operations do. Their products are torch's, or by AMX our own (`training/lean_products.py`). A table
+of embeddings that is the head's as well adds its few rows to the head's gradient instead of making
+another of that size, most of it zeros.
 """
 
 from __future__ import annotations

@@ -1,8 +1,9 @@
 """Linear layers in bfloat16 by AMX (`training/word_products.py`) as one of torch's operations.
 
-The gradient of a weight is added to what it has already where the sum is formed, in float32: what
-autocast does instead, round it, widen it and add it up, goes over a large model's weights several
-times a micro-batch. So only `backward()` must walk such layers back, which keeps gradients there.
+The gradient of a weight is put where it belongs as the sum is formed, in float32 and beginning with
+what is there already: what autocast does instead, round it, widen it and add it up, goes over a
+large model's weights several times a micro-batch. So only `backward()` may walk such layers back,
+which keeps gradients there.
 """
 
 from __future__ import annotations
@@ -105,13 +106,15 @@ def to_input(gradients: Sequence[Tensor], weights: Sequence[Tensor], dtype: torc
 
 def to_weight(weight: Tensor, gradient: Tensor, words: Tensor) -> Tensor | None:
     """gradient, turned (N, n), times x (n, S), laid in pairs of rows; None where it was added to
-    the gradient that the weight has already."""
+    the gradient that the weight has, or is it now."""
     so_far = weight.grad
     is_more = so_far is not None and so_far.dtype == torch.float32 and so_far.is_contiguous()
     out = so_far if so_far is not None and is_more else torch.empty_like(weight)
     given = values_of(gradient), words.numpy()
     add_product(torch.get_num_threads(), is_more, *given, out.numpy())
-    return None if is_more else out
+    if so_far is None and weight.is_leaf:
+        weight.grad = out
+    return None if weight.grad is out else out
 
 
 def laid_in_pairs(x: Tensor) -> Tensor:

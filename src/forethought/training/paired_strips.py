@@ -27,7 +27,7 @@ from forethought.sampling.paired_attention import (
 from forethought.sampling.row_passes import put_in_pairs
 from forethought.sampling.row_vectors import exponentials_of_both, to_slopes_of_key
 from forethought.sampling.team import share_out
-from forethought.training.strip_rows import fill_rows, give_rows, read_sums
+from forethought.training.strip_rows import clear_padding, fill_rows, give_rows, read_sums
 
 _CHUNK = 8 * ROWS  # queries whose weights are worked out before they are gone over again
 _ZERO, _ONE = np.float32(0.0), np.float32(1.0)
@@ -167,6 +167,7 @@ def _attend_back(
             cell += count
         give_rows(to_prompt[0], rotation, begin, shared, h, 1, _ONE, to_heads[1])
         give_rows(to_prompt[1], rotation, begin, shared, h, 1, _ZERO, to_heads[2])
+        clear_padding(to_heads, cell, starts[strip + 1], h, repeats)
     release()
 
 

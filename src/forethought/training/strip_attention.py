@@ -31,6 +31,7 @@ from forethought.sampling.vectors import (
     score,
 )
 from forethought.training.strip_rows import (
+    clear_padding,
     give_rows,
     keys_in_blocks,
     read_rows,
@@ -129,8 +130,7 @@ def attend_back(
     gradient: Any,
     to_heads: Any,
 ) -> None:
-    """The gradient of `attend`'s out carried on to queries, keys and values, which are as those
-    and filled with 0."""
+    """The gradient of `attend`'s out carried on to queries, keys and values."""
     units = (len(layout[1]) - 1) * heads[1].shape[1]
     arguments = (heads, rotation, layout, scale, out, logsums, gradient, to_heads)
     share_out(_attend_back, arguments, units, num_threads)
@@ -181,6 +181,7 @@ def _attend_back(
             cell += count
         give_rows(to_prompt[0], rotation, begin, shared, h, 1, _ONE, to_heads[1])
         give_rows(to_prompt[1], rotation, begin, shared, h, 1, _ZERO, to_heads[2])
+        clear_padding(to_heads, cell, starts[strip + 1], h, repeats)
 
 
 @part

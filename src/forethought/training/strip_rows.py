@@ -107,3 +107,11 @@ def read_sums(
             head, row = h * repeats + r, t * repeats + r
             sums[0, row] = logsums[cell + t, head]
             sums[1, row] = product_with(out, cell + t, head, given, row)
+
+
+@part
+def clear_padding(to_heads: Any, start: int, stop: int, h: int, repeats: int) -> None:
+    """No gradient for the cells from `start` to `stop`, of key-value head h and its queries."""
+    to_queries, to_keys, to_values = to_heads
+    to_queries[start:stop, h * repeats : (h + 1) * repeats] = 0
+    to_keys[start:stop, h], to_values[start:stop, h] = 0, 0
