@@ -61,6 +61,17 @@ def test_they_are_products_and_add_up_their_gradients(
 
 
 @needs_amx
+def test_long_sums_and_many_rows_are_right_too() -> None:
+    x, [weight], given_back = drawn(1700, 1632, [640])
+    found = Products.apply(x, True, weight)  # type: ignore[no-untyped-call]
+    torch.autograd.backward(found, [given_back[0].float()])
+    exact = x.detach().float()
+    assert off(found[0].detach(), exact @ weight.detach().T) < 1e-5
+    assert off(weight.grad, given_back[0].float().T @ exact) < 1e-5
+    assert off(x.grad, given_back[0].float() @ weight.detach()) < _OFF
+
+
+@needs_amx
 def test_a_weight_that_does_not_learn_gets_no_gradient() -> None:
     x, weights, given_back = drawn(40, 64, [32, 64])
     weights[0].requires_grad_(False)
@@ -86,7 +97,10 @@ def test_threads_change_no_bit() -> None:
         assert all(np.array_equal(a, b) for a, b in zip(found[0], others, strict=True))
 
 
-@pytest.mark.parametrize("change", ["hook", "forward", "kind", "odd", "format"])
+CHANGES = ["hook", "weight's hook", "forward", "kind", "odd", "format", "empty"]
+
+
+@pytest.mark.parametrize("change", CHANGES)
 def test_whoever_is_not_a_plain_layer_is_asked_itself(
     change: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -99,6 +113,10 @@ def test_whoever_is_not_a_plain_layer_is_asked_itself(
     asked: list[int] = []
     if change == "hook":
         layer.register_forward_hook(lambda *_: asked.append(1))
+    elif change == "weight's hook":
+        layer.weight.register_hook(lambda gradient: None)
+    elif change == "empty":
+        x = x[:0]
     elif change == "forward":
         layer.forward = layer.forward  # someone's own
     elif change == "odd":

@@ -75,7 +75,8 @@ def _carry(
 
 
 def _is_in_words(weight: Tensor, table: Tensor) -> bool:
-    return fills_words(weight, table.dtype) and table.shape[1] % AT_ONCE == 0
+    count = table.shape[1]
+    return count > 0 and count % AT_ONCE == 0 and fills_words(weight, table.dtype)
 
 
 def _carry_in_words(

@@ -31,8 +31,8 @@ from forethought.training.word_products import (
 
 
 def project(layers: Sequence[nn.Module], x: Tensor, *, is_wide: bool = False) -> Sequence[Tensor]:
-    """What each of the layers makes of x (..., S): in x's format, or, where that is bfloat16 and
-    it `is_wide`, in float32 if that is as well."""
+    """What each of the layers makes of x (..., S). Where it is made by AMX it is in bfloat16, or if
+    it `is_wide` in float32, as the sums are."""
     if not all(_is_in_words(layer, x) for layer in layers):
         return [layer(x) for layer in layers]
     plain: Sequence[Any] = layers
@@ -45,18 +45,21 @@ def project(layers: Sequence[nn.Module], x: Tensor, *, is_wide: bool = False) ->
 
 def _is_in_words(layer: Any, x: Tensor) -> bool:
     """Whether it is torch's own, and its weight fills words."""
-    if type(layer) is not nn.Linear or "forward" in vars(layer):
+    if type(layer) is not nn.Linear or "forward" in vars(layer) or not x.numel():
         return False
-    hooks = layer._forward_hooks or layer._forward_pre_hooks or layer._backward_hooks
+    forward_hooks = layer._forward_hooks or layer._forward_pre_hooks
+    hooks = forward_hooks or layer._backward_hooks or layer._backward_pre_hooks
     return not hooks and fills_words(layer.weight, x.dtype)
 
 
 def fills_words(weight: Tensor, dtype: torch.dtype) -> bool:
     """Whether the products of a weight (N, S) with numbers of that format, and those of its
-    gradient, go by AMX."""
+    gradient, go by AMX; not if someone waits for the gradient, which is put in its place here."""
     if dtype != torch.bfloat16 or weight.dtype != torch.float32 or not may_use_amx():
         return False
-    return weight.is_contiguous() and all(size % AT_ONCE == 0 for size in weight.shape)
+    hooks = weight._backward_hooks or getattr(weight, "_post_accumulate_grad_hooks", None)
+    fills = all(size % AT_ONCE == 0 for size in weight.shape)
+    return fills and weight.is_leaf and weight.is_contiguous() and not hooks
 
 
 class Products(Function):
@@ -108,11 +111,11 @@ def to_weight(weight: Tensor, gradient: Tensor, words: Tensor) -> Tensor | None:
     """gradient, turned (N, n), times x (n, S), laid in pairs of rows; None where it was added to
     the gradient that the weight has, or is it now."""
     so_far = weight.grad
-    is_more = so_far is not None and so_far.dtype == torch.float32 and so_far.is_contiguous()
+    is_more = so_far is not None and so_far.layout == torch.strided and so_far.is_contiguous()
     out = so_far if so_far is not None and is_more else torch.empty_like(weight)
     given = values_of(gradient), words.numpy()
     add_product(torch.get_num_threads(), is_more, *given, out.numpy())
-    if so_far is None and weight.is_leaf:
+    if so_far is None:
         weight.grad = out
     return None if weight.grad is out else out
 
@@ -121,7 +124,7 @@ def laid_in_pairs(x: Tensor) -> Tensor:
     """x (n, N), the right side of a product, in words; below its rows stand zeros."""
     steps = -(-len(x) // AT_ONCE)
     words = torch.empty(x.shape[1] // WORDS, steps * WORDS, WORDS, dtype=torch.int32)
-    lay_pairs(torch.get_num_threads(), values_of(x.detach()), words.numpy())
+    lay_pairs(torch.get_num_threads(), values_of(x.detach().contiguous()), words.numpy())
     return words
 
 
