@@ -13,8 +13,8 @@ one of --rates, which differ in the rate alone, and one of all. Ours is 8 prompt
 here and in int8; --formats takes one of the two, and --set changes both. Neither side warms up. The
 weights are kept after every batch, and after half of one where that is a step (see race.py); the
 target is three quarters of what TRL gains. What stands in --keep is not done again.
-Writes docs/results/smollm2_accuracy.json, or smollm2_accuracy_bf16.json on a processor with that
-arithmetic.
+Writes docs/results/smollm2_accuracy.json, smollm2_accuracy_bf16.json on a processor with that
+arithmetic, or smollm2_accuracy_amx.json on one with AMX.
 """
 
 from __future__ import annotations
