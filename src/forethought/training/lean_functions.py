@@ -59,12 +59,16 @@ def attend_in(
     rows, length, _width = hidden_states.shape
     projections = project((module.q_proj, module.k_proj, module.v_proj), hidden_states)
     heads = (found.view(rows * length, -1, module.head_dim) for found in projections)
-    cos, sin = (
-        table.float().expand(rows, -1, -1).reshape(rows * length, -1)
-        for table in position_embeddings
-    )
-    found = Attention.apply(*heads, cos, sin, layout, module.scaling)  # type: ignore[no-untyped-call]
+    rotation = rotation_of(position_embeddings, hidden_states)
+    found = Attention.apply(*heads, *rotation, layout, module.scaling)  # type: ignore[no-untyped-call]
     return project((module.o_proj,), found.view(rows, length, -1), is_wide=True)[0], None
+
+
+def rotation_of(tables: tuple[Tensor, Tensor], hidden_states: Tensor) -> tuple[Tensor, Tensor]:
+    """cos and sin (cells, head_dim) float32."""
+    rows, length, _width = hidden_states.shape
+    cos, sin = (table.float().expand(rows, -1, -1).reshape(rows * length, -1) for table in tables)
+    return cos, sin
 
 
 class Norm(Function):
@@ -131,17 +135,7 @@ class Attention(Function):
         scale: float,
     ) -> Tensor:
         heads = tuple(x.detach().contiguous() for x in (queries, keys, values))
-        out = torch.empty_like(heads[0])
-        logsums = torch.empty(out.shape[:2])
-        forth = attend_paired_strips if _goes_by_pairs(heads[0]) else attend
-        forth(
-            threads_for(out.numel()),
-            tuple(map(_values, heads)),
-            (_values(cos), _values(sin)),
-            layout,
-            np.float32(scale),
-            *map(_values, (out, logsums)),
-        )
+        out, logsums = find(heads, (cos, sin), layout, scale)
         ctx.save_for_backward(*heads, cos, sin, out, logsums)
         ctx.layout, ctx.scale = layout, scale
         return out
@@ -150,21 +144,53 @@ class Attention(Function):
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         *heads, cos, sin, out, logsums = ctx.saved_tensors
-        to_heads = [torch.empty_like(x) for x in heads]
         given = gradient.to(out.dtype).contiguous()
-        back = attend_paired_strips_back if _goes_by_pairs(out) else attend_back
-        back(
-            threads_for(out.numel()),
-            tuple(map(_values, heads)),
-            (_values(cos), _values(sin)),
-            ctx.layout,
-            np.float32(ctx.scale),
-            _values(out),
-            _values(logsums),
-            _values(given),
-            tuple(map(_values, to_heads)),
-        )
+        to_heads = find_back(heads, (cos, sin), ctx.layout, ctx.scale, out, logsums, given)
         return *to_heads, None, None, None, None
+
+
+def find(
+    heads: Sequence[Tensor], rotation: Sequence[Tensor], layout: Layout, scale: float
+) -> tuple[Tensor, Tensor]:
+    """What queries find, and the logarithms of their weights' sums."""
+    out = torch.empty_like(heads[0])
+    logsums = torch.empty(out.shape[:2])
+    forth = attend_paired_strips if _goes_by_pairs(out) else attend
+    forth(
+        threads_for(out.numel()),
+        tuple(map(_values, heads)),
+        tuple(map(_values, rotation)),
+        layout,
+        np.float32(scale),
+        *map(_values, (out, logsums)),
+    )
+    return out, logsums
+
+
+def find_back(
+    heads: Sequence[Tensor],
+    rotation: Sequence[Tensor],
+    layout: Layout,
+    scale: float,
+    out: Tensor,
+    logsums: Tensor,
+    gradient: Tensor,
+) -> list[Tensor]:
+    """The gradient of what they find carried on to queries, keys and values."""
+    to_heads = [torch.empty_like(x) for x in heads]
+    back = attend_paired_strips_back if _goes_by_pairs(out) else attend_back
+    back(
+        threads_for(out.numel()),
+        tuple(map(_values, heads)),
+        tuple(map(_values, rotation)),
+        layout,
+        np.float32(scale),
+        _values(out),
+        _values(logsums),
+        _values(gradient),
+        tuple(map(_values, to_heads)),
+    )
+    return to_heads
 
 
 def _goes_by_pairs(heads: Tensor) -> bool:

@@ -4,7 +4,8 @@ The model is transformers' own. For the time of a training pass on a CPU three k
 another `forward`: norms and MLPs do in one pass what torch does in many (`training/passes.py`), and
 attention turns its queries and keys and works out the pairs that a strip lets through, and no
 others (`training/strip_attention.py`). Each has its own gradient and keeps less for it than torch's
-operations do. Their products are torch's, or by AMX our own (`training/lean_products.py`). A table
+operations do. Their products are torch's; where they are by AMX our own, whole layers go by two
+operations each (`training/block_functions.py`), unless someone listens to a part of one. A table
 of embeddings that is the head's as well adds its few rows to the head's gradient instead of making
 another of that size, most of it zeros.
 """
@@ -80,6 +81,7 @@ def _forwards(
 ) -> list[Forward]:
     if not _is_lean(model):
         return []
+    from forethought.training.block_functions import layer_of
     from forethought.training.lean_functions import attend_in, layout_of, mlp_of, norm_of
 
     base: Any = model.base_model
@@ -89,12 +91,23 @@ def _forwards(
     if _is_tied(model, table):
         found.append((table, partial(_look_up, table)))
     for layer in base.layers:
+        if _goes_by_blocks(layer):
+            found.append((layer, partial(layer_of, layout, layer)))
+            continue
         for norm in (layer.input_layernorm, layer.post_attention_layernorm):
             found.append((norm, partial(norm_of, norm)))
         found.append((layer.mlp, partial(mlp_of, layer.mlp)))
         if _is_plain_attention(layer.self_attn):
             found.append((layer.self_attn, partial(attend_in, layout, layer.self_attn)))
     return [pair for pair in found if _is_untouched(pair[0])]
+
+
+def _goes_by_blocks(layer: Any) -> bool:
+    from forethought.training.block_functions import is_whole
+
+    parts = layer, layer.mlp, layer.input_layernorm, layer.post_attention_layernorm
+    is_known = all(map(_is_untouched, parts)) and _is_plain_attention(layer.self_attn)
+    return torch.is_autocast_enabled("cpu") and is_known and is_whole(layer)
 
 
 def _is_tied(model: Any, table: nn.Module) -> bool:

@@ -22,6 +22,7 @@ from forethought.sampling.lanes import may_use_amx
 from forethought.sampling.scaled import values_of
 from forethought.training.word_products import (
     AT_ONCE,
+    add_onto,
     add_product,
     lay_pairs,
     lay_rows,
@@ -33,7 +34,7 @@ from forethought.training.word_products import (
 def project(layers: Sequence[nn.Module], x: Tensor, *, is_wide: bool = False) -> Sequence[Tensor]:
     """What each of the layers makes of x (..., S). Where it is made by AMX it is in bfloat16, or if
     it `is_wide` in float32, as the sums are."""
-    if not all(_is_in_words(layer, x) for layer in layers):
+    if not x.numel() or not all(is_in_words(layer, x.dtype) for layer in layers):
         return [layer(x) for layer in layers]
     plain: Sequence[Any] = layers
     found = Products.apply(x, is_wide, *(layer.weight for layer in plain))  # type: ignore[no-untyped-call]
@@ -43,13 +44,17 @@ def project(layers: Sequence[nn.Module], x: Tensor, *, is_wide: bool = False) ->
     ]
 
 
-def _is_in_words(layer: Any, x: Tensor) -> bool:
-    """Whether it is torch's own, and its weight fills words."""
-    if type(layer) is not nn.Linear or "forward" in vars(layer) or not x.numel():
+def is_in_words(layer: Any, dtype: torch.dtype) -> bool:
+    """Whether a layer is torch's own, is not watched, and its weight fills words."""
+    if type(layer) is not nn.Linear or "forward" in vars(layer) or has_hooks(layer):
         return False
-    forward_hooks = layer._forward_hooks or layer._forward_pre_hooks
-    hooks = forward_hooks or layer._backward_hooks or layer._backward_pre_hooks
-    return not hooks and fills_words(layer.weight, x.dtype)
+    return fills_words(layer.weight, dtype)
+
+
+def has_hooks(module: nn.Module) -> bool:
+    """Whether someone hears when it is called, or walked back."""
+    forward_hooks = module._forward_hooks or module._forward_pre_hooks
+    return bool(forward_hooks or module._backward_hooks or module._backward_pre_hooks)
 
 
 def fills_words(weight: Tensor, dtype: torch.dtype) -> bool:
@@ -71,8 +76,8 @@ class Products(Function):
         ctx.save_for_backward(rows, *weights)
         found = []
         for weight in weights:
-            words = keep("rows", weight, _laid_in_rows)
-            found.append(_product(rows, words, is_wide).view(*x.shape[:-1], -1))
+            words = keep("rows", weight, laid_in_rows)
+            found.append(product_with(rows, words, is_wide).view(*x.shape[:-1], -1))
         return tuple(found)
 
     @staticmethod
@@ -87,7 +92,7 @@ class Products(Function):
         if any(ctx.needs_input_grad[2:]):
             words = laid_in_pairs(rows)
             to_weights = [
-                to_weight(weight, _turned(gradient), words) if wanted else None
+                to_weight(weight, turned(gradient), words) if wanted else None
                 for weight, gradient, wanted in zip(
                     weights, given, ctx.needs_input_grad[2:], strict=True
                 )
@@ -99,12 +104,20 @@ def to_input(gradients: Sequence[Tensor], weights: Sequence[Tensor], dtype: torc
     """The sum of gradients (n, N) times weights (N, S), rounded when all are added up."""
     words = [keep("pairs", weight, laid_in_pairs) for weight in weights]
     if len(words) == 1:
-        return _product(gradients[0], words[0], dtype == torch.float32).to(dtype)
+        return product_with(gradients[0], words[0], dtype == torch.float32).to(dtype)
     total = torch.empty(len(gradients[0]), weights[0].shape[1])
     threads = torch.get_num_threads()
     for i, (gradient, laid) in enumerate(zip(gradients, words, strict=True)):
         add_product(threads, i > 0, values_of(gradient), laid.numpy(), total.numpy())
     return total.to(dtype)
+
+
+def product_onto(so_far: Tensor, x: Tensor, weight: Tensor) -> Tensor:
+    """so_far (n, N) float32 + x (n, S) times the weight (N, S), turned."""
+    words, out = keep("rows", weight, laid_in_rows), torch.empty_like(so_far)
+    given = so_far.numpy(), values_of(x), words.numpy()
+    add_onto(torch.get_num_threads(), *given, out.numpy())
+    return out
 
 
 def to_weight(weight: Tensor, gradient: Tensor, words: Tensor) -> Tensor | None:
@@ -128,21 +141,22 @@ def laid_in_pairs(x: Tensor) -> Tensor:
     return words
 
 
-def _laid_in_rows(x: Tensor) -> Tensor:
+def laid_in_rows(x: Tensor) -> Tensor:
     """x (N, S), the right side turned, in words."""
     words = torch.empty(len(x) // WORDS, x.shape[1] // 2, WORDS, dtype=torch.int32)
     lay_rows(torch.get_num_threads(), values_of(x.detach()), words.numpy())
     return words
 
 
-def _turned(x: Tensor) -> Tensor:
-    """x (n, N) as (N, n), and zeros up to whole words."""
+def turned(x: Tensor) -> Tensor:
+    """x (n, N) bfloat16 as (N, n), and zeros up to whole words."""
     out = torch.empty(x.shape[1], -(-len(x) // AT_ONCE) * AT_ONCE, dtype=x.dtype)
     turn(torch.get_num_threads(), values_of(x), values_of(out))
     return out
 
 
-def _product(rows: Tensor, words: Tensor, is_wide: bool) -> Tensor:
+def product_with(rows: Tensor, words: Tensor, is_wide: bool) -> Tensor:
+    """rows (n, S) times what is laid out in `words`."""
     shape = len(rows), len(words) * WORDS
     threads, given = torch.get_num_threads(), (values_of(rows), words.numpy())
     if is_wide:

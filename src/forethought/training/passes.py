@@ -14,9 +14,14 @@ from typing import Any
 import numpy as np
 
 from forethought.sampling.kernels import compiled, dot, part
-from forethought.sampling.row_passes import gate_row, scale
+from forethought.sampling.row_passes import copy, gate_row, scale
 from forethought.sampling.team import share_out
-from forethought.training.row_gradients import gate_row_back, norm_row_back, sum_of_products
+from forethought.training.row_gradients import (
+    add_row,
+    gate_row_back,
+    norm_row_back,
+    sum_of_products,
+)
 
 _ZERO, _ONE = np.float32(0.0), np.float32(1.0)
 ROWS_TOGETHER = 64  # whose part of a weight's gradient is one sum, whatever the number of threads
@@ -58,15 +63,66 @@ def _norm_back(
     start: int,
     stop: int,
 ) -> None:
-    """With y = x f: dx = f (g w - y mean(g w y)), dw = sum over rows of g y."""
-    rows, width = x.shape
     for chunk in range(start, stop):
         to_weight[chunk] = _ZERO
-        for r in range(chunk * ROWS_TOGETHER, min(rows, (chunk + 1) * ROWS_TOGETHER)):
-            factor = factors[r]
-            total = sum_of_products(gradient[r], weight, x[r])
-            mean = total * factor / np.float32(width) * factor
-            norm_row_back(x[r], weight, gradient[r], factor, mean, to_x[r], to_weight[chunk])
+        for r in range(chunk * ROWS_TOGETHER, min(len(x), (chunk + 1) * ROWS_TOGETHER)):
+            _row_back(x[r], weight, factors[r], gradient[r], to_x[r], to_weight[chunk])
+
+
+@part
+def _row_back(x: Any, weight: Any, factor: Any, gradient: Any, to_x: Any, to_weight: Any) -> None:
+    """With y = x f: dx = f (g w - y mean(g w y)), dw = sum over rows of g y."""
+    total = sum_of_products(gradient, weight, x)
+    mean = total * factor / np.float32(len(x)) * factor
+    norm_row_back(x, weight, gradient, factor, mean, to_x, to_weight)
+
+
+@compiled
+def norm_back_onto(
+    num_threads: int,
+    x: Any,
+    weight: Any,
+    factors: Any,
+    gradient: Any,
+    so_far: Any,
+    to_x: Any,
+    to_weight: Any,
+) -> None:
+    """As `norm_back`, where x goes around the norm too and has the gradient `so_far` (n, D) from
+    there."""
+    arguments = (x, weight, factors, gradient, so_far, to_x, to_weight)
+    share_out(_norm_back_onto, arguments, len(to_weight), num_threads)
+
+
+@part
+def _norm_back_onto(
+    x: Any,
+    weight: Any,
+    factors: Any,
+    gradient: Any,
+    so_far: Any,
+    to_x: Any,
+    to_weight: Any,
+    start: int,
+    stop: int,
+) -> None:
+    for chunk in range(start, stop):
+        to_weight[chunk] = _ZERO
+        for r in range(chunk * ROWS_TOGETHER, min(len(x), (chunk + 1) * ROWS_TOGETHER)):
+            _row_back(x[r], weight, factors[r], gradient[r], to_x[r], to_weight[chunk])
+            add_row(to_x[r], so_far[r])
+
+
+@compiled
+def round_rows(num_threads: int, x: Any, out: Any) -> None:
+    """x (n, D) in the format of out (n, D)."""
+    share_out(_round_rows, (x, out), len(x), num_threads)
+
+
+@part
+def _round_rows(x: Any, out: Any, start: int, stop: int) -> None:
+    for r in range(start, stop):
+        copy(out[r], x[r])
 
 
 @compiled

@@ -96,6 +96,22 @@ def norm_row_back(
 
 
 @intrinsic  # type: ignore[untyped-decorator]
+def add_row(typing: Any, x: Any, more: Any) -> Any:
+    """x += more."""
+
+    def body(context: Any, b: Any, signature: Any, values: Any) -> Any:
+        x, more, count = rows_of(context, b, signature, values, 0, 1)
+
+        def work(at: Value, n: int) -> None:
+            store_into(b, plus(b, load_from(b, x, at, n), load_from(b, more, at, n)), x, at)
+
+        over(b, count, work)
+        return context.get_dummy_value()
+
+    return types.void(x, more), body
+
+
+@intrinsic  # type: ignore[untyped-decorator]
 def raise_to(typing: Any, tops: Any, x: Any) -> Any:
     """tops = the larger of tops and x."""
 

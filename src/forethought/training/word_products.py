@@ -24,6 +24,7 @@ from forethought.sampling.amx import (
 )
 from forethought.sampling.kernels import compiled, part
 from forethought.sampling.paired_attention import from_line
+from forethought.sampling.row_passes import copy
 from forethought.sampling.team import share_out
 from forethought.training.word_layouts import round_row, turn_tile, words_of_pairs, words_of_rows
 
@@ -115,6 +116,23 @@ def _multiply(left: Any, right: Any, out: Any, start: int, stop: int) -> None:
 def add_product(num_threads: int, is_more: bool, left: Any, right: Any, out: Any) -> None:
     """out (n, N), float32, = left (n, S) times right, in words; or where there `is_more` += it."""
     share_out(_add_product, (is_more, left, right, out), _num_blocks(left), num_threads)
+
+
+@compiled
+def add_onto(num_threads: int, so_far: Any, left: Any, right: Any, out: Any) -> None:
+    """out (n, N), float32, = so_far (n, N) + left (n, S) times right, in words."""
+    share_out(_add_onto, (so_far, left, right, out), _num_blocks(left), num_threads)
+
+
+@part
+def _add_onto(so_far: Any, left: Any, right: Any, out: Any, start: int, stop: int) -> None:
+    together = _rows_together(min(left.shape[1], _STEPS * AT_ONCE))
+    blocks = together // ROWS
+    for first in range(start, stop, blocks):
+        until = min(first + blocks, stop)
+        for r in range(first * ROWS, min(until * ROWS, len(left))):
+            copy(out[r], so_far[r])
+        _add_product(True, left, right, out, first, until)
 
 
 @part
