@@ -39,6 +39,7 @@ from forethought.sampling.prompts import encode_prompt
 from forethought.sampling.rows import Batch, Prompt, Row
 from forethought.sampling.stopping import StopChecker, text_before
 from forethought.sampling.stretch import Stretch
+from forethought.sampling.token_text import text_reader
 from forethought.types import (
     Capabilities,
     Completion,
@@ -83,7 +84,7 @@ class LocalEngine:
         self._max_prefill_tokens = max_prefill_tokens
         self._prefill_dtype = prefill_dtype
         self._decoder = Decoder(model, weights, max_cache_bytes)
-        self._checker = StopChecker(tokenizer)
+        self._checker, self._text = StopChecker(tokenizer), text_reader(tokenizer)
         self._end_ids = _end_token_ids(model, tokenizer)
         self._ending_ids = self._end_ids | self._checker.closing_ids
         self._limits = _limits(model)
@@ -326,9 +327,6 @@ class LocalEngine:
         if len(row.token_ids) >= row.max_tokens:
             return FinishReason.LENGTH
         return FinishReason.BUDGET if batch.is_late(row.params) else None
-
-    def _text(self, token_ids: Sequence[int]) -> str:
-        return str(self.tokenizer.decode(list(token_ids), skip_special_tokens=True))
 
 
 def _limits(model: PreTrainedModel) -> Limits:

@@ -27,5 +27,6 @@ def encode_prompt(tokenizer: Any, request: Request) -> tuple[int, ...]:
     except TemplateError as error:
         raise EngineError(f"the model's chat template refuses the messages: {error}") from error
     prefix = unopened(request.prefix, str(text))
-    parts = tokenizer([text, prefix], add_special_tokens=False)["input_ids"]
+    # not as a list, which is encoded in threads: two short texts are not worth waking them
+    parts = (tokenizer(x, add_special_tokens=False)["input_ids"] for x in (text, prefix) if x)
     return tuple(chain.from_iterable(parts))

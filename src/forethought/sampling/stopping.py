@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from transformers import PreTrainedTokenizerBase
 
 from forethought.grading.answers import THINK_CLOSE, THINK_OPEN, has_closed_box
+from forethought.sampling.token_text import text_reader
 from forethought.types import FinishReason, SamplingParams
 
 _LOOP_TOKENS = 64  # a tail of this many tokens ...
@@ -47,7 +48,7 @@ class StopChecker:
     to stop at, that is one of `closing_ids` or of a number that LOOP_EVERY divides."""
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
-        self._tokenizer = tokenizer
+        self._text = text_reader(tokenizer)
         tokens = tokenizer.convert_ids_to_tokens(list(range(len(tokenizer))))
         self.closing_ids = frozenset(i for i, token in enumerate(tokens) if token and "}" in token)
 
@@ -79,6 +80,3 @@ class StopChecker:
         reach = max(len(stop.encode()) for stop in stops) + _STOP_MARGIN
         ending = self._text(token_ids[-reach:])
         return any(stop in ending for stop in stops)
-
-    def _text(self, token_ids: list[int]) -> str:
-        return str(self._tokenizer.decode(token_ids, skip_special_tokens=True))
