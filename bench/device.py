@@ -22,12 +22,15 @@ def is_bf16() -> bool:
 
 
 def name_here(name: str) -> str:
-    """`name` with what it is measured on: step, step_bf16, step_amx or step_cuda."""
+    """`name` with what it is measured on: step, step_bf16, step_amx or step_cuda; step_avx2 where
+    the environment keeps torch from instructions that the processor has beyond those."""
     if torch.cuda.is_available():
         return f"{name}_cuda"
+    features = describe_machine().cpu_features
     if not is_bf16():
-        return name
-    has_amx = "AMX BF16" in describe_machine().cpu_features
+        is_limited = any("AVX512" in f.upper().replace("-", "") for f in features)
+        return f"{name}_avx2" if is_limited else name
+    has_amx = "AMX BF16" in features
     return f"{name}_amx" if has_amx else f"{name}_bf16"
 
 

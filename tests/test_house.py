@@ -62,6 +62,7 @@ TORCH_ROOMS = (
     "sampling/stretch.py",
     "sampling/team.py",
     "sampling/tiled.py",
+    "sampling/token_text.py",
     "sampling/triton_kernels.py",
     "sampling/whole_layers.py",
 )
