@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from functools import cache
 from typing import Any, NamedTuple
@@ -42,6 +42,14 @@ class Drawn:
     confidences: Sequence[float] = ()
 
 
+class Wants(NamedTuple):
+    """What a row asks of its draws; mostly all rows of a batch ask the same."""
+
+    temperature: float
+    top_p: float
+    top_logprobs: int
+
+
 class Kinds(NamedTuple):
     """What the host knows of a batch's draws, so that no value must be read back from a device."""
 
@@ -51,7 +59,7 @@ class Kinds(NamedTuple):
     any_top_p: bool  # a row cuts its distribution
 
     @staticmethod
-    def of(params: Sequence[SamplingParams]) -> Kinds:
+    def of(params: Collection[Wants | SamplingParams]) -> Kinds:
         temperatures = {p.temperature for p in params}
         return Kinds(
             is_tempered=not temperatures <= {1},

@@ -22,7 +22,7 @@ from forethought.sampling.lean_blocks import Blocks, add_and_norm, is_coarse
 from forethought.sampling.lean_parts import Floats, Norm, Step
 from forethought.sampling.products import Product, Weights, products_of
 from forethought.sampling.scaled import Values, tensor_of
-from forethought.sampling.shared_cache import Form, Prompt, Read, SharedCache, Table
+from forethought.sampling.shared_cache import Form, Indices, Prompt, Read, SharedCache, Table
 from forethought.sampling.stacks import stacks_of
 from forethought.sampling.tiled import Tiled
 from forethought.sampling.whole_layers import WholeLayers, form_of
@@ -74,8 +74,8 @@ class LeanModel:
         self, cache: SharedCache, token_ids: Sequence[int], lengths: Sequence[int]
     ) -> Tensor:
         """Feed one token a live row, which stands at position lengths[r]: logits (n, V)."""
-        order, back = cache.order()
-        seen = (indices[order] for indices in cache.seats(lengths))
+        (order, back), behind = cache.order(), np.array(lengths, dtype=np.int64)
+        seen = (indices[order] for indices in cache.seats(behind))
         groups, prompt_lengths, seats, own_lengths = seen
         cos, sin = self._rotation(cache.max_columns)
         step = Step(
@@ -83,14 +83,14 @@ class LeanModel:
             own=cache.own,
             cos=cos,
             sin=sin,
-            positions=np.array(lengths, dtype=np.int64)[order],
+            positions=behind[order],
             groups=groups,
             prompt_lengths=prompt_lengths,
             seats=seats,
             own_lengths=own_lengths,
-            num_seen=sum(lengths) + len(lengths),
+            num_seen=int(behind.sum()) + len(behind),
         )
-        hidden, more = self._through([token_ids[row] for row in order], step)
+        hidden, more = self._through(np.array(token_ids, dtype=np.int64)[order], step)
         return self._logits(hidden[back], more[back])
 
     @property
@@ -126,16 +126,16 @@ class LeanModel:
             own_lengths=positions + 1,
             num_seen=int(positions.sum()) + len(positions),
         )
-        hidden, more = self._through([token for prompt in prompts for token in prompt], step)
+        hidden, more = self._through(np.concatenate(prompts).astype(np.int64), step)
         ends = counts.cumsum() - 1
         logits = self._logits(hidden[ends], more[ends])
         alone = [table.alone(place, int(count)) for place, count in enumerate(counts)]
         return [Read(row.clone(), mine) for row, mine in zip(logits, alone, strict=True)]
 
-    def _through(self, token_ids: Sequence[int], step: Step) -> tuple[Floats, Values]:
+    def _through(self, token_ids: Indices, step: Step) -> tuple[Floats, Values]:
         """All layers: the hidden states (n, D), and what the last layer adds to them."""
         base: Any = self.model.base_model
-        more: Floats = base.embed_tokens(torch.tensor(token_ids)).float().numpy()  # (n, D)
+        more: Floats = base.embed_tokens(torch.from_numpy(token_ids)).float().numpy()  # (n, D)
         return self.layers.through(more, step)
 
     def _logits(self, hidden: Floats, more: Values) -> Tensor:

@@ -188,7 +188,7 @@ class LocalEngine:
         stretch = self._decoder.stretch(batch.cache, live)
         if stretch is None:
             last_ids = [row.token_ids[-1] for row in live]
-            lengths = [row.length for row in live]
+            lengths = [len(row.prompt_ids) + len(row.token_ids) - 1 for row in live]
             self._draw(self._decoder.step(batch.cache, last_ids, lengths), live)
         return stretch
 
@@ -248,30 +248,21 @@ class LocalEngine:
 
     def _draw(self, logits: Tensor, rows: Sequence[Row]) -> None:
         """Draw each row's next token from logits (n, V) and write it down."""
-        params = [row.params for row in rows]
-        of_rows = (
-            [p.temperature for p in params],
-            [p.top_p for p in params],
-            [row.uniforms[len(row.token_ids)] for row in rows],
-        )  # numpy reads lists several times faster than torch
+        wants = [row.wants for row in rows]
+        temperatures, cuts, num_top = zip(*wants, strict=True)
+        of_rows = temperatures, cuts, [row.uniforms[len(row.token_ids)] for row in rows]
         temperature, top_p, uniforms = (
             torch.from_numpy(np.array(x, np.float32)).to(logits.device) for x in of_rows
-        )
-        drawn = draw_tokens(
-            logits.float(),
-            temperature,
-            top_p,
-            uniforms,
-            [p.top_logprobs for p in params],
-            kinds=Kinds.of(params),
-        )
+        )  # numpy reads sequences several times faster than torch
+        kinds = Kinds.of(set(wants))
+        drawn = draw_tokens(logits.float(), temperature, top_p, uniforms, num_top, kinds=kinds)
         logprobs = drawn.logprobs.tolist()
         self._require_finite(logprobs)
         for row, token_id, logprob in zip(rows, drawn.token_ids.tolist(), logprobs, strict=True):
             row.token_ids.append(token_id)
             row.logprobs.append(logprob)
         for row, confidence in zip(rows, drawn.confidences, strict=False):
-            if row.params.top_logprobs:
+            if row.wants.top_logprobs:
                 row.add_confidence(confidence)
 
     def _require_finite(self, logprobs: Sequence[float]) -> None:

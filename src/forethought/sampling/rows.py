@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from forethought.grading.answers import THINK_CLOSE, THINK_OPEN
 from forethought.sampling.cache import Prefill, SlotCache
+from forethought.sampling.draw import Wants
 from forethought.sampling.pieces import Pieces
 from forethought.sampling.stopping import LOOP_EVERY
 from forethought.types import Completion, FinishReason, SamplingParams, Usage
@@ -40,10 +41,13 @@ class Row:
     window_sum: float = 0.0  # of the last `confidence_window` confidences
     started: float = 0.0  # on the clock of Batch.share_seconds
     is_watched: bool = field(init=False)  # any token may end it
+    wants: Wants = field(init=False)
 
     def __post_init__(self) -> None:
-        limits = self.params.min_confidence, self.params.max_seconds
-        self.is_watched = bool(self.params.stop) or limits != (None, None)
+        params = self.params
+        limits = params.min_confidence, params.max_seconds
+        self.is_watched = bool(params.stop) or limits != (None, None)
+        self.wants = Wants(params.temperature, params.top_p, params.top_logprobs)
 
     @property
     def length(self) -> int:

@@ -7,7 +7,6 @@ and a free one is taken again.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
@@ -135,8 +134,11 @@ class SharedCache:
         self.max_columns = round_up(prompt_columns) + round_up(own_columns)  # that a row sees
         self.own = Table.room(model, max_rows, own_columns, form)
         self.prompts = Table.room(model, max_rows, prompt_columns, form)  # untouched, it is nothing
-        self._seats: list[int] = []  # in `own`, of each live row
-        self._groups: list[int] = []  # in `prompts`, of each live row
+        # of each live row, one below the other: its group, that is its place in `prompts`, how long
+        # the prompt is, and its seat, in `own`
+        self._rows = np.zeros((3, max_rows), np.int64)
+        self._num_rows = 0
+        self._order: tuple[Indices, Indices] | None = None  # while the rows stay
         self._free_seats = [*reversed(range(max_rows))]
         self._free_groups = [*reversed(range(max_rows))]
         self._place: dict[Prompt, int] = {}  # of each group that has rows
@@ -145,13 +147,13 @@ class SharedCache:
 
     def join(self, row: int, prompt: Prompt, prefill: Prefill | Read) -> None:
         """Row `row`, the next free one, begins behind `prompt`."""
-        assert row == len(self._seats)
+        assert row == self._num_rows
         if prompt not in self._place:
             self._add_group(prompt, prefill)
         group = self._place[prompt]
         self._num_members[group] += 1
-        self._groups.append(group)
-        self._seats.append(self._free_seats.pop())
+        self._rows[:, row] = group, len(prompt), self._free_seats.pop()
+        self._num_rows, self._order = row + 1, None
 
     def _add_group(self, prompt: Prompt, prefill: Prefill | Read) -> None:
         group = self._free_groups.pop()
@@ -166,11 +168,10 @@ class SharedCache:
     def leave(self, row: int, length: int) -> None:
         """Row `row` ends; the last live row, of that `length`, takes its number. Only a cache that
         copies it, as `SlotCache` does, needs to know the length."""
-        group = self._groups[row]
-        self._free_seats.append(self._seats[row])
-        for numbers in (self._seats, self._groups):
-            numbers[row] = numbers[-1]
-            numbers.pop()
+        group, _, seat = self._rows[:, row].tolist()
+        self._free_seats.append(seat)
+        self._num_rows, self._order = self._num_rows - 1, None
+        self._rows[:, row] = self._rows[:, self._num_rows]
         self._num_members[group] -= 1
         if not self._num_members[group]:
             del self._place[self._prompts[group]]
@@ -178,16 +179,17 @@ class SharedCache:
 
     def order(self) -> tuple[Indices, Indices]:
         """Live rows with siblings next to each other, and where in that order row r stands."""
-        order = np.argsort(self._groups, kind="stable")
-        return order, np.argsort(order)
+        if self._order is None:
+            order = np.argsort(self._rows[0, : self._num_rows], kind="stable")
+            self._order = order, np.argsort(order)
+        return self._order
 
-    def seats(self, lengths: Sequence[int]) -> tuple[Indices, Indices, Indices, Indices]:
+    def seats(self, lengths: Indices) -> tuple[Indices, Indices, Indices, Indices]:
         """Where row r, whose next token stands at position lengths[r], prompt included, finds what
         it attends to: its group, its prompt's length, its seat, and how many own tokens it has with
         the next. Each (n,)."""
-        prompts = np.array([len(self._prompts[group]) for group in self._groups], dtype=np.int64)
-        own_lengths = np.array(lengths, dtype=np.int64) - prompts + 1
-        return np.array(self._groups), prompts, np.array(self._seats), own_lengths
+        groups, prompts, seats = self._rows[:, : self._num_rows]
+        return groups, prompts, seats, lengths - prompts + 1
 
 
 def _whole(count: int, size: int) -> int:

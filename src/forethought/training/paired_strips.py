@@ -27,7 +27,13 @@ from forethought.sampling.paired_attention import (
 from forethought.sampling.row_passes import put_in_pairs
 from forethought.sampling.row_vectors import exponentials_of_both, to_slopes_of_key
 from forethought.sampling.team import share_out
-from forethought.training.strip_rows import clear_padding, fill_rows, give_rows, read_sums
+from forethought.training.strip_rows import (
+    clear_padding,
+    fill_rows,
+    following,
+    give_rows,
+    read_sums,
+)
 
 _CHUNK = 8 * ROWS  # queries whose weights are worked out before they are gone over again
 _ZERO, _ONE = np.float32(0.0), np.float32(1.0)
@@ -84,17 +90,18 @@ def _attend(
                 score_pairs(asking, first, prompt_keys, shared, (), scores, 0, 0)
                 score_pairs(asking, first, own_keys, seen, (), scores, 0, begin)
                 rows = min(ROWS, count * repeats - first)
+                t, r, to = first // repeats, first % repeats, whole_steps(seen)
                 for i in range(rows):
-                    t, r = (first + i) // repeats, (first + i) % repeats
-                    to = whole_steps(seen)
                     total, top = exponentials_of_both(scores, i, shared, begin, t + 1, to, weights)
                     factors[i] = _ONE / total
                     logsums[cell + t, h * repeats + r] = top + np.float32(math.log(total))
+                    t, r = following(t, r, repeats)
                 weigh_pairs(False, weights, 0, begin, own_values, seen, (), found)
                 weigh_pairs(True, weights, 0, 0, prompt_values, shared, (), found)
+                t, r = first // repeats, first % repeats
                 for i in range(rows):
-                    t, r = (first + i) // repeats, (first + i) % repeats
                     write(found, i, factors[i], out, cell + t, h * repeats + r)
+                    t, r = following(t, r, repeats)
             if piece == firsts[strip]:
                 shared, prompt_keys, prompt_values = count, own_keys, own_values
             cell += count

@@ -32,6 +32,7 @@ from forethought.sampling.vectors import (
 )
 from forethought.training.strip_rows import (
     clear_padding,
+    following,
     give_rows,
     keys_in_blocks,
     read_rows,
@@ -81,6 +82,8 @@ def _attend(
     lengths, firsts, starts = layout
     kv_heads = keys.shape[1]
     repeats = queries.shape[1] // kv_heads
+    factors = np.empty(MOST_HEADS, np.float32)
+    found = np.empty((MOST_HEADS, -(-keys.shape[2] // LANES) * LANES), np.float32)
     for unit in range(start, stop):
         strip, h = unit // kv_heads, unit % kv_heads
         shared, cell = 0, starts[strip]
@@ -92,26 +95,26 @@ def _attend(
             own_keys = keys_in_blocks(keys, rotation, cell, count, h)
             own_values = read_rows(values, rotation, cell, count, h, 1, _ZERO)
             weights = np.empty((MOST_HEADS, shared + count + LANES), np.float32)
-            factors = np.empty(MOST_HEADS, np.float32)
-            found = np.empty((MOST_HEADS, asking.shape[1]), np.float32)
             for first in range(0, count * repeats, MOST_HEADS):
                 seen = min(count, (first + MOST_HEADS - 1) // repeats + 1)
                 _score(asking, first, prompt_keys, shared, own_keys, seen, weights, 0)
                 found[:] = _ZERO
+                t, r = first // repeats, first % repeats
                 for i in range(MOST_HEADS):
-                    t, r = (first + i) // repeats, (first + i) % repeats
                     until = shared + t + 1 if t < count else 0
                     top = largest_of(weights, i, until)
                     total = exponentials(weights, i, until, shared + seen, top, weights)
                     if t < count:
                         factors[i] = _ONE / total
                         logsums[cell + t, h * repeats + r] = top + np.float32(math.log(total))
+                    t, r = following(t, r, repeats)
                 weigh(TOGETHER, weights, 0, prompt_values, shared, found, 0, prompt_values)
                 weigh(TOGETHER, weights, shared, own_values, seen, found, 0, own_values)
+                t, r = first // repeats, first % repeats
                 for i in range(MOST_HEADS):
-                    t, r = (first + i) // repeats, (first + i) % repeats
                     if t < count:
                         write(found, i, factors[i], out, cell + t, h * repeats + r)
+                    t, r = following(t, r, repeats)
             if piece == firsts[strip]:
                 shared, prompt_keys, prompt_values = count, own_keys, own_values
             cell += count
@@ -207,11 +210,12 @@ def _chunk(
         seen = min(count, (first + k + MOST_HEADS - 1) // repeats + 1)
         _score(asking, k, prompt[0], shared, mine[0], seen, weights, k)
         _score(given, k, prompt[1], shared, mine[1], seen, slopes, k)
+        t, r = (first + k) // repeats, (first + k) % repeats
         for i in range(k, k + MOST_HEADS):
-            row = first + i
-            until = shared + row // repeats + 1 if row < count * repeats else 0
-            logsum, whole = sums[0, row], sums[1, row]
+            until = shared + t + 1 if t < count else 0
+            logsum, whole = sums[0, first + i], sums[1, first + i]
             to_slopes(weights, slopes, i, until, end, logsum, whole)
+            t, r = following(t, r, repeats)
         weigh(TOGETHER, slopes, 0, prompt[2], shared, to_asking, k, prompt[2])
         weigh(TOGETHER, slopes, shared, mine[2], seen, to_asking, k, mine[2])
     _weigh_columns(slopes, 0, shared, asking, to_prompt[0])
