@@ -10,8 +10,8 @@ measured again in turn with ours. TRL's environment is .bench/trl (make bench-en
 results are kept in .bench for the next time. On CUDA the model is a larger one, and our rollouts
 are in bfloat16. Writes docs/results/step.json, step_bf16.json on a processor with that arithmetic,
 step_amx.json on one with AMX, step_avx2.json on one that the environment keeps from more than AVX2
-(docs/performance.md) and step_cuda.json on CUDA; with --quick (ours in the default format and TRL's
-best setting of that file, one repeat each) it writes nothing.
+and step_cuda.json on CUDA; with --quick (ours in the default format and TRL's best setting of that
+file, one repeat each) it writes nothing.
 """
 
 from __future__ import annotations

@@ -17,6 +17,7 @@ from forethought.models.heads import token_logprobs
 from forethought.sampling.cache import TESTED_FAMILIES
 from forethought.sampling.local import LocalEngine
 from forethought.sampling.pieces import Piece
+from forethought.sampling.prompts import encode_prompts
 from forethought.sampling.rows import num_reasoning
 from forethought.types import (
     Capabilities,
@@ -503,6 +504,9 @@ def test_messages_go_through_the_chat_template() -> None:
     assert engine.prompt_ids(Request(messages=messages)) == tuple(expected)
     with_prefix = Request(messages=messages, prefix="<think> so")
     assert engine.prompt_ids(with_prefix) == (*expected, *ids_of("<think> so"))
+    several = [Request(prompt_ids=(5, 6)), with_prefix, Request(messages=messages), with_prefix]
+    together = encode_prompts(engine.tokenizer, several)
+    assert together == [engine.prompt_ids(request) for request in several]
 
 
 @pytest.mark.parametrize(

@@ -24,6 +24,8 @@ def test_it_is_what_decode_says(ids: list[int]) -> None:
     wanted = tokenizer().decode(known, skip_special_tokens=True)
     assert text_reader(tokenizer())(known) == wanted
     assert text_reader(tokenizer())(tuple(known)) == wanted
+    whole = tokenizer().decode(known, skip_special_tokens=False)
+    assert text_reader(tokenizer(), is_whole=True)(known) == whole
 
 
 def test_a_tokenizer_that_does_more_is_asked_itself() -> None:

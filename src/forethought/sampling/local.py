@@ -35,7 +35,7 @@ from forethought.sampling.decoder import Decoder
 from forethought.sampling.draw import Kinds, draw_tokens, row_uniforms
 from forethought.sampling.pieces import OnPiece, Pieces
 from forethought.sampling.products import Weights
-from forethought.sampling.prompts import encode_prompt
+from forethought.sampling.prompts import encode_prompt, encode_prompts
 from forethought.sampling.rows import Batch, Prompt, Row
 from forethought.sampling.stopping import StopChecker, text_before
 from forethought.sampling.stretch import Stretch
@@ -84,7 +84,8 @@ class LocalEngine:
         self._max_prefill_tokens = max_prefill_tokens
         self._prefill_dtype = prefill_dtype
         self._decoder = Decoder(model, weights, max_cache_bytes)
-        self._checker, self._text = StopChecker(tokenizer), text_reader(tokenizer)
+        self._checker = StopChecker(tokenizer)
+        self._text, self._whole_text = text_reader(tokenizer), text_reader(tokenizer, is_whole=True)
         self._end_ids = _end_token_ids(model, tokenizer)
         self._ending_ids = self._end_ids | self._checker.closing_ids
         self._limits = _limits(model)
@@ -144,10 +145,10 @@ class LocalEngine:
         """Every row of the call. Rows of one prompt stand together, whichever request they are
         of: its prefill is shared by all of them and then dropped."""
         by_prompt: dict[Prompt, list[Row]] = {}
-        for index, request in enumerate(requests):
-            prompt = self.prompt_ids(request)
+        prompts = encode_prompts(self.tokenizer, requests)
+        for index, (request, prompt) in enumerate(zip(requests, prompts, strict=True)):
             max_tokens = admit(index, request, prompt, self._limits)
-            before = text_before(str(self.tokenizer.decode(list(prompt))), request.prefix)
+            before = text_before(self._whole_text(prompt), request.prefix)
             rows = by_prompt.setdefault(prompt, [])
             for sibling in range(request.params.n):
                 row = Row(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from itertools import chain
+from collections.abc import Sequence
 from typing import Any
 
 from jinja2 import TemplateError
@@ -13,20 +13,44 @@ from forethought.types import Request
 
 
 def encode_prompt(tokenizer: Any, request: Request) -> tuple[int, ...]:
-    """The prompt's token ids: given, or from the chat template and the assistant's prefix.
+    """The prompt's token ids: see `encode_prompts`."""
+    [prompt] = encode_prompts(tokenizer, [request])
+    return prompt
 
-    The two are encoded apart, so that a prefix never changes the tokens before it; a think block
-    that the template has opened is not opened again. Raises EngineError when the template refuses
-    the messages.
+
+def encode_prompts(tokenizer: Any, requests: Sequence[Request]) -> list[tuple[int, ...]]:
+    """The token ids of each request's prompt: given, or from the chat template and the assistant's
+    prefix; all texts are encoded together, which a tokenizer does in threads.
+
+    Template and prefix are encoded apart, so that a prefix never changes the tokens before it; a
+    think block that the template has opened is not opened again. Raises EngineError when the
+    template refuses the messages.
     """
-    if request.prompt_ids is not None:
-        return request.prompt_ids
-    messages = [dict(message) for message in request.messages or ()]
+    asked = [i for i, request in enumerate(requests) if request.prompt_ids is None]
+    texts: list[tuple[int, str]] = []  # and whose they are
+    rendered = _render(tokenizer, [requests[i] for i in asked])
+    for i, text in zip(asked, rendered, strict=True):
+        prefix = unopened(requests[i].prefix, text)
+        texts += [(i, part) for part in (text, prefix) if part]
+    found = [list(request.prompt_ids or ()) for request in requests]
+    if texts:
+        parts = tokenizer([text for _, text in texts], add_special_tokens=False)["input_ids"]
+        for (i, _), ids in zip(texts, parts, strict=True):
+            found[i] += ids
+    return [tuple(ids) for ids in found]
+
+
+def _render(tokenizer: Any, requests: Sequence[Request]) -> list[str]:
+    """The texts of their messages, by the chat template."""
+    if not requests:
+        return []
+    messages = [[dict(message) for message in request.messages or ()] for request in requests]
     try:
-        text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+        return [
+            str(text)
+            for text in tokenizer.apply_chat_template(
+                messages, tokenize=False, add_generation_prompt=True
+            )
+        ]
     except TemplateError as error:
         raise EngineError(f"the model's chat template refuses the messages: {error}") from error
-    prefix = unopened(request.prefix, str(text))
-    # not as a list, which is encoded in threads: two short texts are not worth waking them
-    parts = (tokenizer(x, add_special_tokens=False)["input_ids"] for x in (text, prefix) if x)
-    return tuple(chain.from_iterable(parts))

@@ -17,7 +17,7 @@ from forethought.errors import EngineError, UserError
 from forethought.sampling.admission import Limits, admit
 from forethought.sampling.draw import stable_seed
 from forethought.sampling.pieces import OnPiece, Pieces
-from forethought.sampling.prompts import encode_prompt
+from forethought.sampling.prompts import encode_prompt, encode_prompts
 from forethought.sampling.rows import Row
 from forethought.sampling.stopping import StopChecker, text_before
 from forethought.types import Capabilities, Completion, FinishReason, Request
@@ -84,8 +84,8 @@ class VllmEngine:
         return [[by_sibling[i] for i in sorted(by_sibling)] for by_sibling in found]
 
     def _rows(self, requests: Sequence[Request]) -> Iterator[Row]:
-        for index, request in enumerate(requests):
-            prompt = encode_prompt(self._tokenizer, request)
+        prompts = encode_prompts(self._tokenizer, requests)
+        for index, (request, prompt) in enumerate(zip(requests, prompts, strict=True)):
             max_tokens = admit(index, request, prompt, self._limits)
             before = text_before(self._text(prompt, skip_special_tokens=False), request.prefix)
             for sibling in range(request.params.n):
