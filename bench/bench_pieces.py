@@ -8,7 +8,7 @@ of at most 256 tokens, sampled by the model itself, micro-batches of 1,024 cells
 model with 32 prompts x 8 rollouts, micro-batches of 4,096; in the format that `dtype = "auto"` has
 here. As in a run, each update is of other rollouts (seven eighths of them), and follows one of yet
 others: what oneDNN has compiled for that one is there, and nothing else. On a processor with AMX
-lean layers are timed with torch's products too ("library"). Medians of 9.
+lean layers are timed with torch's products too, and so by their parts ("library"). Medians of 9.
 Writes docs/results/pieces.json, pieces_bf16.json on a processor with that arithmetic, or
 pieces_amx.json on one with AMX.
 """

@@ -121,12 +121,9 @@ class MlpBlock(Function):
         gate_back(threads_for(2 * gates.numel()), *given_to_gate)
         some = to_gates, to_ups
         of_projections = _learned(some, read, weights[:2], (*wanted[:2], *wanted[3:5]))
-        to_x = to_norm = None
-        if any(ctx.needs_input_grad[:3]):
-            to_read = to_input(some, weights[:2], given.dtype)
-            to_x, to_norm = _norm_back(rows, norm_weight, factors, to_read, given)
-            to_x = to_x.view(gradient.shape)
-        return to_x, None, to_norm, *_in_order(of_projections, of_down)
+        to_read = to_input(some, weights[:2], given.dtype)
+        to_x, to_norm = _norm_back(rows, norm_weight, factors, to_read, given)
+        return to_x.view(gradient.shape), None, to_norm, *_in_order(of_projections, of_down)
 
 
 class AttentionBlock(Function):
@@ -167,12 +164,10 @@ class AttentionBlock(Function):
         to_heads = find_back(heads, rotation, ctx.layout, ctx.scale, found, logsums, to_found)
         some = [found.view(len(rows), -1) for found in to_heads]
         of_projections = _learned(some, read, weights[:3], (*wanted[:3], *wanted[4:7]))
-        to_x = to_norm = None
-        if any(ctx.needs_input_grad[:6]):
-            to_read = to_input(some, weights[:3], given.dtype)
-            to_x, to_norm = _norm_back(rows, norm_weight, factors, to_read, given)
-            to_x = to_x.view(gradient.shape)
-        return to_x, None, None, None, None, to_norm, *_in_order(of_projections, of_out)
+        to_read = to_input(some, weights[:3], given.dtype)
+        to_x, to_norm = _norm_back(rows, norm_weight, factors, to_read, given)
+        found = _in_order(of_projections, of_out)
+        return to_x.view(gradient.shape), None, None, None, None, to_norm, *found
 
 
 def _rows(x: Tensor) -> Tensor:

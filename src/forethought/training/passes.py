@@ -63,18 +63,15 @@ def _norm_back(
     start: int,
     stop: int,
 ) -> None:
+    """With y = x f: dx = f (g w - y mean(g w y)), dw = sum over rows of g y."""
+    rows, width = x.shape
     for chunk in range(start, stop):
         to_weight[chunk] = _ZERO
-        for r in range(chunk * ROWS_TOGETHER, min(len(x), (chunk + 1) * ROWS_TOGETHER)):
-            _row_back(x[r], weight, factors[r], gradient[r], to_x[r], to_weight[chunk])
-
-
-@part
-def _row_back(x: Any, weight: Any, factor: Any, gradient: Any, to_x: Any, to_weight: Any) -> None:
-    """With y = x f: dx = f (g w - y mean(g w y)), dw = sum over rows of g y."""
-    total = sum_of_products(gradient, weight, x)
-    mean = total * factor / np.float32(len(x)) * factor
-    norm_row_back(x, weight, gradient, factor, mean, to_x, to_weight)
+        for r in range(chunk * ROWS_TOGETHER, min(rows, (chunk + 1) * ROWS_TOGETHER)):
+            factor = factors[r]
+            total = sum_of_products(gradient[r], weight, x[r])
+            mean = total * factor / np.float32(width) * factor
+            norm_row_back(x[r], weight, gradient[r], factor, mean, to_x[r], to_weight[chunk])
 
 
 @compiled
@@ -107,9 +104,8 @@ def _norm_back_onto(
     stop: int,
 ) -> None:
     for chunk in range(start, stop):
-        to_weight[chunk] = _ZERO
+        _norm_back(x, weight, factors, gradient, to_x, to_weight, chunk, chunk + 1)
         for r in range(chunk * ROWS_TOGETHER, min(len(x), (chunk + 1) * ROWS_TOGETHER)):
-            _row_back(x[r], weight, factors[r], gradient[r], to_x[r], to_weight[chunk])
             add_row(to_x[r], so_far[r])
 
 
